@@ -1,0 +1,91 @@
+package environment
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+)
+
+// objects reads "kind namespace/name environment" lines; "-" is no label.
+func objects(lines ...string) []runtime.Object {
+	out := []runtime.Object{}
+	for _, line := range lines {
+		words := strings.Fields(line)
+		o := Object(words[0])
+		namespace, name, namespaced := strings.Cut(words[1], "/")
+		if !namespaced {
+			namespace, name = "", words[1]
+		}
+		o.ObjectMeta = metav1.ObjectMeta{Namespace: namespace, Name: name}
+		if words[2] != "-" {
+			o.Labels = map[string]string{"env": strings.Trim(words[2], "'")}
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+func reader(t *testing.T, lines ...string) client.WithWatch {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	return fake.NewClientBuilder().WithScheme(scheme).WithRuntimeObjects(objects(lines...)...).Build()
+}
+
+func TestResolve(t *testing.T) {
+	const airflow = "system:serviceaccount:airflow:scheduler"
+	tests := map[string]struct {
+		username string
+		cached   []string
+		live     []string
+		want     string
+	}{
+		"the ServiceAccount goes first": {airflow,
+			[]string{"ServiceAccount airflow/scheduler alpha", "Namespace airflow beta", "Namespace jobs gamma"}, nil, "alpha"},
+		"then its namespace": {airflow,
+			[]string{"ServiceAccount airflow/scheduler -", "Namespace airflow beta", "Namespace jobs gamma"}, nil, "beta"},
+		"then the pod's namespace": {airflow,
+			[]string{"ServiceAccount airflow/scheduler -", "Namespace airflow -", "Namespace jobs gamma"}, nil, "gamma"},
+		"an empty label names nothing": {airflow,
+			[]string{"ServiceAccount airflow/scheduler ''", "Namespace airflow ''", "Namespace jobs gamma"}, nil, "gamma"},
+		"none":                             {airflow, []string{"ServiceAccount airflow/scheduler -", "Namespace airflow -", "Namespace jobs -"}, nil, ""},
+		"all have vanished":                {airflow, nil, nil, ""},
+		"not cached yet":                   {airflow, nil, []string{"ServiceAccount airflow/scheduler -", "Namespace airflow alpha"}, "alpha"},
+		"a user has the pod's namespace's": {"jane", []string{"Namespace jobs gamma"}, nil, "gamma"},
+		"a ServiceAccount in the wrong form": {"system:serviceaccount:airflow",
+			[]string{"Namespace airflow alpha", "Namespace jobs gamma"}, nil, "gamma"},
+		"nobody": {"", []string{"Namespace jobs gamma"}, nil, "gamma"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := Resolver{Label: "env", Cache: reader(t, tc.cached...), Live: reader(t, tc.live...)}
+			got, err := r.Resolve(t.Context(), tc.username, "jobs")
+			if err != nil || got != tc.want {
+				t.Errorf("%q, %v; want %q", got, err, tc.want)
+			}
+		})
+	}
+}
+
+// An API server that cannot be asked must not turn a known environment into none.
+func TestResolveFails(t *testing.T) {
+	down := interceptor.NewClient(reader(t), interceptor.Funcs{
+		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+			return errors.New("connection refused")
+		},
+	})
+	r := Resolver{Label: "env", Cache: reader(t, "Namespace airflow alpha"), Live: down}
+	_, err := r.Resolve(t.Context(), "system:serviceaccount:airflow:scheduler", "jobs")
+	if err == nil || !strings.Contains(err.Error(), "ServiceAccount airflow/scheduler: connection refused") {
+		t.Errorf("%v", err)
+	}
+}

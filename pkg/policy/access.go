@@ -1,0 +1,81 @@
+package policy
+
+import (
+	"time"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// Operation is what somebody does to a task pod that exists.
+type Operation string
+
+// Operations that DecideAccess knows.
+const (
+	Update  Operation = "UPDATE"
+	Delete  Operation = "DELETE"
+	Connect Operation = "CONNECT" // exec, attach and portforward
+)
+
+// Access is one request for an existing task pod.
+type Access struct {
+	Operation Operation
+	Requester Requester
+	// Pod is the pod before the request.
+	Pod taskpod.Pod
+	// Updated is the pod after an UPDATE; it is ignored otherwise.
+	Updated taskpod.Pod
+	// Now is the time from which ages in messages are counted.
+	Now time.Time
+}
+
+// BecomesTaskPod reports whether an update turns a pod into a task pod. Such
+// an update is decided as a creation, by Decide.
+func BecomesTaskPod(before, after taskpod.Pod) bool {
+	return !before.IsTask() && after.IsTask()
+}
+
+// DecideAccess decides on a request for an existing task pod. Requesters whose
+// environment is unknown (kubelets, controllers, administrators) are never
+// stopped.
+func DecideAccess(a Access, s Settings) Decision {
+	key := s.EnvironmentLabel
+	from, to := a.Requester.Environment, a.Pod.Environment(key)
+	switch {
+	case from == "" || !a.Pod.IsTask():
+		return Decision{Allowed: true}
+	case to != "" && from != to:
+		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s))
+	}
+	if a.Operation == Update {
+		if what := identityChange(a.Pod, a.Updated, key); what != "" {
+			return deny(IdentityChanged, &a.Pod, identityMessage(a, what, s))
+		}
+	}
+	return Decision{Allowed: true}
+}
+
+// identityChange names what an update changes about whose pod this is, or ""
+// if nothing. A pod must keep what its admission was decided on.
+func identityChange(before, after taskpod.Pod, key string) string {
+	b, _ := before.Identity()
+	a, ok := after.Identity()
+	switch {
+	case !ok:
+		return "the labels that make it a task pod"
+	case b.DAG != a.DAG:
+		return "label " + taskpod.LabelDAG
+	case b.Task != a.Task:
+		return "label " + taskpod.LabelTask
+	case b.RunLabel != a.RunLabel || b.Run != a.Run:
+		return "label " + b.RunLabel
+	case b.Mapped != a.Mapped || b.MapIndex != a.MapIndex:
+		return "label " + taskpod.LabelMapIndex
+	case before.Environment(key) != after.Environment(key):
+		return "label " + key
+	case before.Stamped != after.Stamped:
+		return "annotation " + taskpod.AnnotationEnvironment
+	case before.Checked() && !after.Checked():
+		return "label " + taskpod.LabelChecked
+	}
+	return ""
+}

@@ -1,0 +1,175 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// Messages end up as one line in an Airflow task log, read by somebody who
+// has never heard of solepod. Each says what happened, to which task, which
+// pod is in the way, who asked and what to do, and ends with its reason code.
+// They contain no quotes and no newlines, because Airflow prints them inside
+// JSON inside a Python repr, and every word from outside passes through safe.
+
+func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) string {
+	var what, cure string
+	switch reason {
+	case DuplicateEnvironment:
+		what = "another Airflow environment is already running this task"
+		cure = "Pause the DAG in one of the two environments, or keep them apart: " + howToSeparate(n, s)
+	case DuplicateTry:
+		what = "this task already has a live pod"
+		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
+		if n.Pod.Environment(s.EnvironmentLabel) == "" {
+			cure += fmt.Sprintf("; if it belongs to another Airflow, label the namespace of each Airflow with %s", s.EnvironmentLabel)
+		}
+	case InFlight:
+		what = "another pod of this task is being created at this moment"
+		cure = "Try again in a few seconds; recent Airflow providers do so by themselves"
+	case LeftoverEnvironment:
+		what = "a finished pod of another Airflow environment would still be found in place of this one"
+		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or keep the environments apart: %s",
+			taskpod.LabelChecked, taskpod.True, howToSeparate(n, s))
+	}
+	return compose(reason, what,
+		"Existing pod: "+describePod(x, n.Now, s),
+		describeTask(n.Pod),
+		describeRequester(n.Requester),
+		cure)
+}
+
+func aloneMessage(reason Reason, n Submission, s Settings) string {
+	key, env := s.EnvironmentLabel, safe(n.Requester.Environment)
+	var what, cure string
+	switch reason {
+	case EnvironmentMismatch:
+		carried := n.Pod.Environment(key)
+		if carried == "" {
+			carried = "(empty)"
+		}
+		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, safe(carried), env)
+		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the requester's ServiceAccount or namespace", key, env, key)
+	case EnvironmentNotDeclared:
+		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
+		cure = howToDeclare(n, s)
+	}
+	return compose(reason, what, describeTask(n.Pod), describeRequester(n.Requester), cure)
+}
+
+func foreignMessage(a Access, s Settings) string {
+	return compose(ForeignEnvironment,
+		fmt.Sprintf("environment %s may not %s a pod of environment %s",
+			safe(a.Requester.Environment), strings.ToLower(string(a.Operation)), safe(a.Pod.Environment(s.EnvironmentLabel))),
+		"Pod: "+describePod(a.Pod, a.Now, s),
+		describeTask(a.Pod),
+		describeRequester(a.Requester),
+		fmt.Sprintf("The Airflow task has taken the pod of another environment for its own: declare the environment by adding %s: %s to the labels of the operator, then clear the task",
+			s.EnvironmentLabel, safe(a.Requester.Environment)))
+}
+
+func identityMessage(a Access, what string, s Settings) string {
+	return compose(IdentityChanged,
+		fmt.Sprintf("this update would change %s, and with it which Airflow task finds the pod", what),
+		"Pod: "+describePod(a.Pod, a.Now, s),
+		describeTask(a.Pod),
+		describeRequester(a.Requester),
+		"Leave it as it is; to run another task create another pod")
+}
+
+func howToSeparate(n Submission, s Settings) string {
+	if !s.SelectorIncludesLabels {
+		return "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both, then let both declare their environment"
+	}
+	return howToDeclare(n, s) + " in both"
+}
+
+func howToDeclare(n Submission, s Settings) string {
+	env := safe(n.Requester.Environment)
+	if env == "" {
+		env = "NAME"
+	}
+	return fmt.Sprintf("add %s: %s to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy)", s.EnvironmentLabel, env)
+}
+
+func compose(reason Reason, what string, rest ...string) string {
+	return fmt.Sprintf("solepod: %s. %s [%s]", what, strings.Join(rest, ". "), reason)
+}
+
+func describeTask(p taskpod.Pod) string {
+	id, _ := p.Identity()
+	line := fmt.Sprintf("Task: %s of DAG %s, run %s", safe(id.Task), safe(id.DAG), safe(id.Run))
+	if id.Mapped {
+		line += ", map index " + safe(id.MapIndex)
+	}
+	return line + ", try " + tryOf(p)
+}
+
+func describePod(p taskpod.Pod, now time.Time, s Settings) string {
+	env := safe(p.Environment(s.EnvironmentLabel))
+	switch {
+	case env == "":
+		env = "unknown"
+	case p.Stamped:
+		env += " (stamped, not declared)"
+	}
+	return fmt.Sprintf("%s/%s, environment %s, %s, try %s, age %s",
+		safe(p.Namespace), safe(p.Name), env, describePhase(p), tryOf(p), age(p.Created, now))
+}
+
+func describePhase(p taskpod.Pod) string {
+	phase := string(p.Phase)
+	if phase == "" {
+		phase = "unknown"
+	}
+	if p.Deleting {
+		return "phase " + safe(phase) + " (being deleted)"
+	}
+	return "phase " + safe(phase)
+}
+
+func describeRequester(r Requester) string {
+	env := safe(r.Environment)
+	if env == "" {
+		env = "unknown"
+	}
+	return fmt.Sprintf("Requested by %s, environment %s", safe(r.Username), env)
+}
+
+func tryOf(p taskpod.Pod) string {
+	if try, ok := p.Labels[taskpod.LabelTry]; ok && try != "" {
+		return safe(try)
+	}
+	return "unknown"
+}
+
+func age(created, now time.Time) string {
+	if created.IsZero() {
+		return "unknown"
+	}
+	return duration.HumanDuration(now.Sub(created))
+}
+
+// maxWord bounds what one word from outside can add to a message. It is the
+// longest name that the API server takes.
+const maxWord = 253
+
+// safe makes a word from outside harmless: no quotes, no line breaks, no
+// blanks (so that no two words can spell "exceeded quota", on which Airflow's
+// KubernetesExecutor requeues a task for ever), and no more than maxWord.
+func safe(word string) string {
+	if len(word) > maxWord {
+		word = word[:maxWord]
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("-_.:/@+=()", r):
+			return r
+		}
+		return '_'
+	}, word)
+}

@@ -1,0 +1,141 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const asked = "Requested by system:serviceaccount:airflow-production:airflow, environment production. "
+
+func TestMessages(t *testing.T) {
+	const task = "Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, try 1. "
+	old, require := defaults(), defaults()
+	old.SelectorIncludesLabels = false
+	require.RequireDeclared = true
+	access := func(op Operation, before, updated, requester string) Decision {
+		return DecideAccess(Access{Operation: op, Pod: pod(before), Updated: pod(updated), Now: now,
+			Requester: Requester{Username: "system:serviceaccount:airflow-production:airflow", Environment: requester}}, defaults())
+	}
+	create := func(n, requester string, s Settings, existing ...Existing) Decision {
+		return Decide(submit(n, requester), existing, s)
+	}
+	tests := map[string]struct {
+		decision Decision
+		want     string
+	}{
+		"the incident, stamped": {
+			create("n production~", "production", defaults(), Existing{Pod: pod("export-action-log-4devg7t1 alpha~")}),
+			"solepod: another Airflow environment is already running this task. " +
+				"Existing pod: data-jobs/export-action-log-4devg7t1, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " +
+				task + asked +
+				"Pause the DAG in one of the two environments, or keep them apart: " +
+				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) in both [DuplicateEnvironment]",
+		},
+		"an old provider, mapped": {
+			create("n map_index=3 production!", "production", old, Existing{Pod: pod("x alpha! map_index=3")}),
+			"solepod: another Airflow environment is already running this task. " +
+				"Existing pod: data-jobs/x, environment alpha, phase Running, try 1, age 77s. " +
+				"Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, map index 3, try 1. " + asked +
+				"Pause the DAG in one of the two environments, or keep them apart: " +
+				"upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both, then let both declare their environment [DuplicateEnvironment]",
+		},
+		"two unknown environments": {
+			create("n", "", defaults(), Existing{Pod: pod("x Pending try_number-")}),
+			"solepod: this task already has a live pod. " +
+				"Existing pod: data-jobs/x, environment unknown, phase Pending, try unknown, age 77s. " + task +
+				"Requested by system:serviceaccount:airflow-production:airflow, environment unknown. " +
+				"Wait until that pod has ended, or delete it if no Airflow task is waiting for it; " +
+				"if it belongs to another Airflow, label the namespace of each Airflow with airflow-environment [DuplicateTry]",
+		},
+		"its own pod": {
+			create("n production~", "production", defaults(), Existing{Pod: pod("x production~")}),
+			"solepod: this task already has a live pod. " +
+				"Existing pod: data-jobs/x, environment production (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
+				"Wait until that pod has ended, or delete it if no Airflow task is waiting for it [DuplicateTry]",
+		},
+		"in flight": {
+			create("n production~", "production", defaults(), Existing{Pod: pod("x alpha~"), InFlight: true}),
+			"solepod: another pod of this task is being created at this moment. " +
+				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
+				"Try again in a few seconds; recent Airflow providers do so by themselves [InFlight]",
+		},
+		"a leftover": {
+			create("n production!", "production", defaults(), Existing{Pod: pod("x alpha~ Succeeded deleting")}),
+			"solepod: a finished pod of another Airflow environment would still be found in place of this one. " +
+				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Succeeded (being deleted), try 1, age 77s. " + task + asked +
+				"Delete that pod or label it already_checked=True and try again, or keep the environments apart: " +
+				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) in both [LeftoverEnvironment]",
+		},
+		"mismatch": {
+			create("n alpha!", "production", defaults()),
+			"solepod: the pod carries the label airflow-environment=alpha but its requester belongs to environment production. " + task + asked +
+				"Set airflow-environment to production in the labels of the operator, " +
+				"or correct the label airflow-environment on the requester's ServiceAccount or namespace [EnvironmentMismatch]",
+		},
+		"not declared": {
+			create("n production~", "production", require),
+			"solepod: the pod does not declare its environment, which environment production must. " + task + asked +
+				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
+		},
+		"foreign delete": {
+			access(Delete, "export-action-log-4devg7t1 alpha!", "x", "production"),
+			"solepod: environment production may not delete a pod of environment alpha. " +
+				"Pod: data-jobs/export-action-log-4devg7t1, environment alpha, phase Running, try 1, age 77s. " + task + asked +
+				"The Airflow task has taken the pod of another environment for its own: declare the environment by adding " +
+				"airflow-environment: production to the labels of the operator, then clear the task [ForeignEnvironment]",
+		},
+		"identity changed": {
+			access(Update, "x production!", "x production! run_id=other", "production"),
+			"solepod: this update would change label run_id, and with it which Airflow task finds the pod. " +
+				"Pod: data-jobs/x, environment production, phase Running, try 1, age 77s. " + task + asked +
+				"Leave it as it is; to run another task create another pod [IdentityChanged]",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, tc.decision.Message); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// Words from outside are shown, but can neither break the line nor spell the
+// words on which KubernetesExecutor requeues a task for ever.
+func TestMessagesAreSafe(t *testing.T) {
+	hostile := "o'brien\"\n\r\t`exceeded quota`\\u0000é" + strings.Repeat("x", 100_000)
+	n := submit("n", hostile)
+	n.Requester.Username = hostile
+	x := pod("x prod!")
+	for label := range x.Labels {
+		x.Labels[label] = n.Pod.Labels[label]
+		if label != "kubernetes_pod_operator" {
+			x.Labels[label], n.Pod.Labels[label] = hostile, hostile
+		}
+	}
+	n.Pod.Labels[key] = hostile
+	x.Labels[key] = hostile + "!"
+	x.Name, x.Phase = hostile, "Run\nning"
+	for _, s := range []Settings{defaults(), {EnvironmentLabel: key}, {EnvironmentLabel: key, RequireDeclared: true}} {
+		for _, d := range []Decision{
+			Decide(n, []Existing{{Pod: x}}, s),
+			Decide(n, []Existing{{Pod: x, InFlight: true}}, s),
+			DecideAccess(Access{Operation: Delete, Pod: x, Requester: n.Requester}, s),
+		} {
+			if d.Allowed && d.Message == "" {
+				continue // both declared: nothing to say
+			}
+			if strings.ContainsAny(d.Message, "\"'`\n\r\t\\") && !strings.Contains(d.Message, "requester's") {
+				t.Errorf("unsafe: %.300q", d.Message)
+			}
+			if strings.Contains(d.Message, "exceeded quota") {
+				t.Errorf("requeued for ever: %.300q", d.Message)
+			}
+			if len(d.Message) > 4096 {
+				t.Errorf("%d bytes", len(d.Message))
+			}
+		}
+	}
+}

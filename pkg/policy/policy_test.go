@@ -1,0 +1,336 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+const key = taskpod.DefaultEnvironmentLabel
+
+// The incident's clock: production submits its pod 77 s after alpha did.
+var (
+	alphaCreated = time.Date(2023, 3, 8, 9, 13, 29, 0, time.UTC)
+	now          = alphaCreated.Add(77 * time.Second)
+)
+
+func defaults() Settings {
+	return Settings{EnvironmentLabel: key, SelectorIncludesLabels: true}
+}
+
+// pod reads a pod of the incident's task from one line: its name, then words.
+// alpha! declares the environment, alpha~ is stamped with it; key=value sets a
+// label, key- removes it; a phase, deleting, owned and mirror say what they
+// say. The default is a first try in phase Running.
+func pod(line string) taskpod.Pod {
+	words := strings.Fields(line)
+	p := taskpod.Pod{
+		Namespace: "data-jobs", Name: words[0], Phase: corev1.PodRunning, Created: alphaCreated,
+		Labels: map[string]string{
+			"kubernetes_pod_operator": "True",
+			"dag_id":                  "foo-bar-dag-id",
+			"task_id":                 "foo-bar-task-id",
+			"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
+			"try_number":              "1",
+		},
+	}
+	for _, word := range words[1:] {
+		label, value, isLabel := strings.Cut(word, "=")
+		switch {
+		case isLabel:
+			p.Labels[label] = value
+		case strings.HasSuffix(word, "!"):
+			p.Labels[key] = strings.TrimSuffix(word, "!")
+		case strings.HasSuffix(word, "~"):
+			p.Labels[key], p.Stamped = strings.TrimSuffix(word, "~"), true
+		case strings.HasSuffix(word, "-"):
+			delete(p.Labels, strings.TrimSuffix(word, "-"))
+		case word == "deleting":
+			p.Deleting = true
+		case word == "owned":
+			p.ControllerOwned = true
+		case word == "mirror":
+			p.Mirror = true
+		default:
+			p.Phase = corev1.PodPhase(word)
+		}
+	}
+	return p
+}
+
+func submit(line, requesterEnvironment string) Submission {
+	p := pod(line)
+	p.Phase, p.Created = "", time.Time{}
+	return Submission{
+		Pod:       p,
+		Requester: Requester{Username: "system:serviceaccount:airflow-production:airflow", Environment: requesterEnvironment},
+		Now:       now,
+	}
+}
+
+// summary is a Decision in a word or two.
+func summary(d Decision) string {
+	switch {
+	case !d.Allowed:
+		return fmt.Sprintf("%d %s", d.Code, d.Reason)
+	case len(d.Supersede) > 0:
+		names := []string{}
+		for _, p := range d.Supersede {
+			names = append(names, p.Name)
+		}
+		return "supersede " + strings.Join(names, ",")
+	}
+	return "admit"
+}
+
+// TestTable is the whole decision table on the creation of a task pod: each
+// pair of environments, each order of tries, each state of the existing pod
+// and each setting.
+func TestTable(t *testing.T) {
+	// What the two pods are to one another, by the words for their environments.
+	relations := map[string]map[string]string{ // submission → existing → relation
+		"":       {"": "same", "alpha!": "other", "alpha~": "other", "prod!": "other", "prod~": "other"},
+		"alpha!": {"": "other", "alpha!": "same", "alpha~": "same", "prod!": "declared", "prod~": "other"},
+		"alpha~": {"": "other", "alpha!": "same", "alpha~": "same", "prod!": "other", "prod~": "other"},
+	}
+	const (
+		duplicate = "403 DuplicateEnvironment"
+		leftover  = "409 LeftoverEnvironment"
+		inFlight  = "409 InFlight"
+		sameTry   = "403 DuplicateTry"
+	)
+	type states struct{ live, finished, inFlight string }
+	table := map[string]states{ // relation, or for "same": same/newer/SETTING
+		"declared":             {"admit", "admit", "admit"},
+		"other":                {duplicate, leftover, inFlight},
+		"same/newer/Allow":     {"admit", "admit", "admit"},
+		"same/newer/Supersede": {"supersede x", "supersede x", inFlight},
+		"same/other":           {sameTry, "admit", inFlight},
+	}
+	rows := 0
+	for n, existing := range relations {
+		for x, relation := range existing {
+			for _, tries := range []string{"try_number=1", "try_number=2", "try_number=3", "try_number-", "try_number=two"} {
+				for _, supersede := range []bool{false, true} {
+					for _, includes := range []bool{true, false} {
+						row := relation
+						if row == "declared" && !includes {
+							row = "other" // an old provider does not see the declaration
+						}
+						if row == "same" {
+							switch {
+							case tries != "try_number=3":
+								row = "same/other"
+							case supersede:
+								row = "same/newer/Supersede"
+							default:
+								row = "same/newer/Allow"
+							}
+						}
+						want := table[row]
+						s := defaults()
+						s.SupersedeRetries, s.SelectorIncludesLabels = supersede, includes
+						for state, outcome := range map[string]string{
+							"Pending": want.live, "Running": want.live, "Unknown": want.live,
+							"Succeeded": want.finished, "Failed": want.finished, "Running deleting": want.finished,
+							"in flight": want.inFlight,
+						} {
+							line := "x try_number=2 " + x
+							if state != "in flight" {
+								line += " " + state
+							}
+							d := Decide(submit("n "+tries+" "+n, ""),
+								[]Existing{{Pod: pod(line), InFlight: state == "in flight"}}, s)
+							if got := summary(d); got != outcome {
+								t.Errorf("%q beside %q (%s), supersede %v, selector includes labels %v: %s, want %s",
+									n+" "+tries, x, state, supersede, includes, got, outcome)
+							}
+							rows++
+						}
+					}
+				}
+			}
+		}
+	}
+	if rows != 15*5*2*2*7 {
+		t.Errorf("%d rows", rows)
+	}
+}
+
+func TestSubmissionAlone(t *testing.T) {
+	require := defaults()
+	require.RequireDeclared = true
+	tests := map[string]struct {
+		pod, requester string
+		settings       Settings
+		want           string
+	}{
+		"nobody known, nothing declared":          {"n", "", defaults(), "admit"},
+		"nobody known, declared":                  {"n alpha!", "", defaults(), "admit"},
+		"nobody known, required":                  {"n", "", require, "admit"},
+		"known, not stamped":                      {"n", "alpha", defaults(), "admit"},
+		"known, stamped":                          {"n alpha~", "alpha", defaults(), "admit"},
+		"known, declared":                         {"n alpha!", "alpha", defaults(), "admit"},
+		"known, declares another":                 {"n alpha!", "production", defaults(), "403 EnvironmentMismatch"},
+		"known, carries another one's stamp":      {"n alpha~", "production", defaults(), "403 EnvironmentMismatch"},
+		"known, declares an empty one":            {"n airflow-environment=", "production", defaults(), "403 EnvironmentMismatch"},
+		"required, declared":                      {"n alpha!", "alpha", require, "admit"},
+		"required, not declared":                  {"n", "alpha", require, "403 EnvironmentNotDeclared"},
+		"required, stamped":                       {"n alpha~", "alpha", require, "403 EnvironmentNotDeclared"},
+		"required, declares another":              {"n alpha!", "production", require, "403 EnvironmentMismatch"},
+		"the pod of a Job is nobody's":            {"n alpha! owned", "production", require, "admit"},
+		"a mirror pod is nobody's":                {"n alpha! mirror", "production", require, "admit"},
+		"no task pod: no run":                     {"n alpha! run_id-", "production", require, "admit"},
+		"no task pod: a KubernetesExecutor's pod": {"n alpha! airflow-worker=1", "production", require, "admit"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := summary(Decide(submit(tc.pod, tc.requester), nil, tc.settings)); got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsNotConsidered(t *testing.T) {
+	for name, x := range map[string]string{
+		"another task":                 "x task_id=other",
+		"another DAG":                  "x dag_id=other",
+		"another run":                  "x run_id=other",
+		"another map index":            "x map_index=1",
+		"the pod of a Job":             "x owned",
+		"a mirror pod":                 "x mirror",
+		"Airflow is done with it":      "x already_checked=True",
+		"its own name":                 "n",
+		"a KubernetesExecutor's pod":   "x airflow-worker=1",
+		"not a KubernetesPodOperator":  "x kubernetes_pod_operator-",
+		"the same date, older release": "x run_id- execution_date=scheduled__2023-03-08T0130000000-77fa57adf",
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := Decide(submit("n map_index=0", ""), []Existing{{Pod: pod(x + map[bool]string{true: " map_index=0"}[!strings.Contains(x, "map_index")])}}, defaults())
+			if got := summary(d); got != "admit" {
+				t.Error(got)
+			}
+		})
+	}
+	other := pod("x")
+	other.Namespace = "elsewhere"
+	if got := summary(Decide(submit("n", ""), []Existing{{Pod: other}}, defaults())); got != "admit" {
+		t.Errorf("a pod in another namespace: %s", got)
+	}
+	// Airflow patches it to True; any other value leaves the pod selectable.
+	if got := summary(Decide(submit("n", ""), []Existing{{Pod: pod("x already_checked=true")}}, defaults())); got != "403 DuplicateTry" {
+		t.Errorf("already_checked=true: %s", got)
+	}
+}
+
+// An unmapped task's selector has no map_index in it and matches every mapped
+// pod of the task: environments that run different versions of one DAG collide.
+func TestMappedAndUnmappedCollide(t *testing.T) {
+	for n, x := range map[string]string{"n alpha~": "x prod~ map_index=4", "n map_index=4 alpha~": "x prod~"} {
+		if got := summary(Decide(submit(n, ""), []Existing{{Pod: pod(x)}}, defaults())); got != "403 DuplicateEnvironment" {
+			t.Errorf("%s beside %s: %s", n, x, got)
+		}
+	}
+}
+
+// The message is about what does not pass by waiting, then about the oldest pod.
+func TestWhichPodIsNamed(t *testing.T) {
+	young := pod("young prod~")
+	young.Created = alphaCreated.Add(time.Minute)
+	existing := []Existing{
+		{Pod: pod("left prod~ Succeeded")},
+		{Pod: pod("flying prod~"), InFlight: true},
+		{Pod: pod("apart beta!")},
+		{Pod: young},
+		{Pod: pod("old prod~")},
+		{Pod: pod("older-name prod~")},
+		{Pod: pod("retry alpha!")},
+	}
+	for _, want := range []string{"old 403 DuplicateEnvironment", "older-name 403 DuplicateEnvironment", "young 403 DuplicateEnvironment",
+		"retry 403 DuplicateTry", "flying 409 InFlight", "left 409 LeftoverEnvironment"} {
+		d := Decide(submit("n alpha!", "alpha"), existing, defaults())
+		if d.Existing == nil {
+			t.Fatalf("want %s: no pod named: %s", want, summary(d))
+		}
+		if got := d.Existing.Name + " " + summary(d); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		for i, x := range existing {
+			if x.Name == d.Existing.Name {
+				existing = append(existing[:i:i], existing[i+1:]...)
+				break
+			}
+		}
+	}
+	// A denial supersedes nothing.
+	s := defaults()
+	s.SupersedeRetries = true
+	d := Decide(submit("n try_number=2", ""), []Existing{{Pod: pod("x")}, {Pod: pod("y prod!")}}, s)
+	if diff := cmp.Diff("403 DuplicateEnvironment 0", fmt.Sprint(summary(d), " ", len(d.Supersede))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAccess(t *testing.T) {
+	tests := map[string]struct {
+		operation       Operation
+		requester       string
+		before, updated string
+		want            string
+	}{
+		"own update":                     {Update, "alpha", "x alpha!", "x alpha! try_number=2", "admit"},
+		"own delete":                     {Delete, "alpha", "x alpha!", "", "admit"},
+		"own exec":                       {Connect, "alpha", "x alpha~", "", "admit"},
+		"foreign update":                 {Update, "production", "x alpha!", "x alpha! already_checked=True", "403 ForeignEnvironment"},
+		"foreign delete":                 {Delete, "production", "x alpha!", "", "403 ForeignEnvironment"},
+		"foreign exec":                   {Connect, "production", "x alpha~", "", "403 ForeignEnvironment"},
+		"a kubelet's delete":             {Delete, "", "x alpha!", "", "admit"},
+		"an administrator's relabelling": {Update, "", "x alpha!", "x prod!", "admit"},
+		"pod of no environment":          {Delete, "alpha", "x", "", "admit"},
+		"no task pod":                    {Delete, "production", "x alpha! run_id-", "", "admit"},
+		"marked as checked":              {Update, "alpha", "x alpha!", "x alpha! already_checked=True", "admit"},
+		"checked taken back":             {Update, "alpha", "x alpha! already_checked=True", "x alpha!", "403 IdentityChanged"},
+		"another DAG":                    {Update, "alpha", "x alpha!", "x alpha! dag_id=other", "403 IdentityChanged"},
+		"another task":                   {Update, "alpha", "x alpha!", "x alpha! task_id=other", "403 IdentityChanged"},
+		"another run":                    {Update, "alpha", "x alpha!", "x alpha! run_id=other", "403 IdentityChanged"},
+		"a map index":                    {Update, "alpha", "x alpha!", "x alpha! map_index=0", "403 IdentityChanged"},
+		"another environment":            {Update, "alpha", "x alpha!", "x prod!", "403 IdentityChanged"},
+		"an environment where none was":  {Update, "alpha", "x", "x alpha!", "403 IdentityChanged"},
+		"a stamp passed off as declared": {Update, "alpha", "x alpha~", "x alpha!", "403 IdentityChanged"},
+		"no task pod any more":           {Update, "alpha", "x alpha!", "x alpha! kubernetes_pod_operator-", "403 IdentityChanged"},
+		"hidden as a worker":             {Update, "alpha", "x alpha!", "x alpha! airflow-worker=1", "403 IdentityChanged"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			a := Access{
+				Operation: tc.operation, Pod: pod(tc.before), Now: now,
+				Requester: Requester{Username: "somebody", Environment: tc.requester},
+			}
+			if tc.updated != "" {
+				a.Updated = pod(tc.updated)
+			}
+			if got := summary(DecideAccess(a, defaults())); got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestBecomesTaskPod(t *testing.T) {
+	task, other := pod("x"), pod("x run_id-")
+	for _, tc := range []struct {
+		before, after taskpod.Pod
+		want          bool
+	}{{other, task, true}, {task, task, false}, {task, other, false}, {other, other, false}} {
+		if got := BecomesTaskPod(tc.before, tc.after); got != tc.want {
+			t.Errorf("%v → %v: %v", tc.before.Labels, tc.after.Labels, got)
+		}
+	}
+}
