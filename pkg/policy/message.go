@@ -56,7 +56,7 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the requester's ServiceAccount or namespace", key, env, key)
 	case EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
-		cure = howToDeclare(n, s)
+		cure = "To declare it, " + howToDeclare(n, s)
 	}
 	return compose(reason, what, describeTask(n.Pod), describeRequester(n.Requester), cure)
 }

@@ -77,7 +77,7 @@ func TestMessages(t *testing.T) {
 		"not declared": {
 			create("n production~", "production", require),
 			"solepod: the pod does not declare its environment, which environment production must. " + task + asked +
-				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
+				"To declare it, add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
 		},
 		"foreign delete": {
 			access(Delete, "export-action-log-4devg7t1 alpha!", "x", "production"),

@@ -1,0 +1,93 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/solepod/solepod/pkg/policy"
+)
+
+const head = "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n"
+
+func TestLoad(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "solepod.yaml")
+	if err := os.WriteFile(file, []byte(head+"injection: Require\nenvironmentLabel: example.com/airflow\nselectorIncludesLabels: false\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	no := false
+	want := Default()
+	want.Injection, want.EnvironmentLabel, want.SelectorIncludesLabels = InjectionRequire, "example.com/airflow", &no
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "example.com/airflow", RequireDeclared: true}, got.Policy()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// YAML 1.1 reads an unquoted Off as false.
+func TestOffNeedsNoQuotes(t *testing.T) {
+	for _, off := range []string{"Off", `"Off"`} {
+		c, err := parse([]byte(head + "injection: " + off + "\n"))
+		if err != nil || c.Injection != InjectionOff {
+			t.Errorf("%s: %q, %v", off, c.Injection, err)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	empty, err := parse([]byte(head))
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(empty, none); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "airflow-environment", SelectorIncludesLabels: true}, none.Policy()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestErrorsNameFieldValueAndCure(t *testing.T) {
+	for content, wants := range map[string][]string{
+		head + "injektion: Stamp\n":                 {`unknown field "injektion"`},
+		head + "injection: stamp\n":                 {`injection: Unsupported value: "stamp": supported values: "Off", "Stamp", "Require"`},
+		head + "enforcement: Ignore\n":              {`enforcement: Unsupported value: "Ignore": supported values: "Deny", "Warn", "Audit"`},
+		head + "onError: Retry\n":                   {`onError: Unsupported value: "Retry": supported values: "Deny", "Allow"`},
+		head + "environmentLabel: a b\n":            {`environmentLabel: Invalid value: "a b"`},
+		head + "environmentLabel: dag_id\n":         {`environmentLabel: Invalid value: "dag_id": is one of Airflow's own labels; choose another key`},
+		head + "injection: x\nonError: y\n":         {"injection: ", "onError: "},
+		head + "injection: Stamp\ninjection: Off\n": {`key "injection" already set in map`},
+		head + "selectorIncludesLabels: maybe\n":    {"selectorIncludesLabels"},
+		"kind: Configuration\n":                     {`apiVersion: Unsupported value: "": supported values: "solepod.io/v1alpha1"`},
+		"apiVersion: solepod.io/v1\nkind: Config\n": {`apiVersion: Unsupported value: "solepod.io/v1"`, `kind: Unsupported value: "Config": supported values: "Configuration"`},
+		"":  {"apiVersion: Unsupported value"},
+		"]": {"yaml"},
+	} {
+		_, err := parse([]byte(content))
+		if err == nil {
+			t.Errorf("%q: no error", content)
+			continue
+		}
+		for _, want := range wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: %v\nwant %s", content, err, want)
+			}
+		}
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "absent.yaml")); err == nil || !strings.Contains(err.Error(), "absent.yaml") {
+		t.Errorf("absent file: %v", err)
+	}
+}

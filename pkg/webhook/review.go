@@ -1,0 +1,109 @@
+package webhook
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/json"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+var errNotSynced = errors.New("the caches are still filling")
+
+// reviewer is what both hooks need to understand a review.
+type reviewer struct {
+	onError  config.OnError
+	synced   func() bool
+	resolver environment.Resolver
+}
+
+// isPod reports whether a review is about a pod itself. Anything else gets
+// here only by a webhook configuration that asks for too much, and is
+// admitted: blocking the cluster would not mend that.
+func isPod(req admission.Request) bool {
+	return req.Resource.Group == "" && req.Resource.Resource == "pods" && req.SubResource == ""
+}
+
+// requester finds out who is asking. It fails while the caches are filling:
+// an empty cache would know neither environments nor pods.
+func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy.Requester, error) {
+	if !r.synced() {
+		return policy.Requester{}, apierrors.NewServiceUnavailable(errNotSynced.Error())
+	}
+	env, err := r.resolver.Resolve(ctx, req.UserInfo.Username, req.Namespace)
+	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
+}
+
+// podObject is what matters of the pod in a review: a small part of an object
+// of up to 3 MiB.
+type podObject struct {
+	metav1.ObjectMeta `json:"metadata"`
+	Status            struct {
+		Phase corev1.PodPhase `json:"phase"`
+	} `json:"status"`
+}
+
+func (o *podObject) pod() taskpod.Pod { return taskpod.FromMeta(o, o.Status.Phase) }
+
+// decodePod reads a pod from a review's field. The namespace of the request is
+// the truth; the object may leave its own out.
+func decodePod(field string, raw runtime.RawExtension, req admission.Request) (*podObject, error) {
+	if len(raw.Raw) == 0 {
+		return nil, badRequest("%s is missing from the review of a %s", field, req.Operation)
+	}
+	var object podObject
+	if err := json.Unmarshal(raw.Raw, &object); err != nil {
+		return nil, badRequest("%s is not a pod: %v", field, err)
+	}
+	if object.Namespace == "" {
+		object.Namespace = req.Namespace
+	}
+	if object.Namespace != req.Namespace {
+		return nil, badRequest("%s is in namespace %q, its request in %q", field, object.Namespace, req.Namespace)
+	}
+	return &object, nil
+}
+
+func badRequest(format string, args ...any) error {
+	return apierrors.NewBadRequest(fmt.Sprintf(format, args...))
+}
+
+// failed responds to a request that could not be decided. A review that makes
+// no sense is always refused, with its own code; if solepod or the API server
+// is to blame, the configuration decides. (failurePolicy would not: to the API
+// server this is a proper answer.)
+func (r *reviewer) failed(ctx context.Context, err error) admission.Response {
+	status := metav1.Status{Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError}
+	var known apierrors.APIStatus
+	if errors.As(err, &known) && known.Status().Code >= http.StatusBadRequest {
+		status.Code, status.Reason = known.Status().Code, known.Status().Reason
+	}
+	// What solepod may not read, or has lost, is no fault of the requester's.
+	if status.Code < http.StatusInternalServerError && status.Code != http.StatusBadRequest {
+		status.Code, status.Reason = http.StatusInternalServerError, metav1.StatusReasonInternalError
+	}
+	status.Status = metav1.StatusFailure
+	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)
+
+	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
+	ctrllog.FromContext(ctx).Error(err, "Could not decide", "admitted", admit, "code", status.Code)
+	if admit {
+		response := admission.Allowed("")
+		response.Warnings = []string{status.Message}
+		return response
+	}
+	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{Result: &status}}
+}

@@ -1,0 +1,296 @@
+// Package controlplane runs a real Kubernetes control plane on this machine,
+// without a cluster: kube-apiserver and etcd, and where asked for
+// kube-controller-manager and a kwok node that runs pods. Tests, demo and
+// benchmarks use it.
+package controlplane
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apiserver/pkg/authentication/serviceaccount"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+)
+
+// Options say what runs beside kube-apiserver and etcd.
+type Options struct {
+	// ControllerManager runs ServiceAccounts, namespaces, Jobs and garbage
+	// collection.
+	ControllerManager bool
+	// Node runs pods that are bound to NodeName: they become Running, and end
+	// as AnnotationEnd says.
+	Node bool
+	// Progress hears of builds; nil for silence.
+	Progress io.Writer
+}
+
+// NodeName is the node that Options.Node provides.
+const NodeName = "kwok-node"
+
+// AnnotationEnd is the phase, Succeeded or Failed, in which the node lets a
+// running pod end. Pods without it run until they are deleted; those of Jobs
+// succeed at once.
+const AnnotationEnd = "test.solepod.io/end"
+
+//go:embed kwok.yaml
+var kwokStages []byte
+
+// ControlPlane is a running control plane.
+type ControlPlane struct {
+	// Config is an administrator's.
+	Config *rest.Config
+	// Kubeconfig is the path of a file with the same.
+	Kubeconfig string
+
+	dir       string
+	env       *envtest.Environment
+	processes []*Process
+}
+
+// Start starts a control plane, building what is missing. Stop it after use.
+func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	wanted := []Binary{Etcd, KubeAPIServer}
+	if o.ControllerManager {
+		wanted = append(wanted, KubeControllerManager)
+	}
+	if o.Node {
+		wanted = append(wanted, Kwok)
+	}
+	paths, err := Build(ctx, o.Progress, wanted...)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "solepod-controlplane-")
+	if err != nil {
+		return nil, err
+	}
+	c := &ControlPlane{dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig")}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Stop())
+		}
+	}()
+	c.env = &envtest.Environment{
+		ControlPlaneStartTimeout: time.Minute,
+		ControlPlaneStopTimeout:  time.Minute,
+	}
+	apiServer := c.env.ControlPlane.GetAPIServer()
+	apiServer.Path = paths[KubeAPIServer]
+	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: paths[Etcd]}
+	if c.Config, err = c.env.Start(); err != nil {
+		return nil, fmt.Errorf("starting kube-apiserver and etcd: %w", err)
+	}
+	if err = os.WriteFile(c.Kubeconfig, c.env.KubeConfig, 0o600); err != nil {
+		return nil, err
+	}
+	if o.ControllerManager {
+		if err = c.start(paths[KubeControllerManager],
+			"--kubeconfig="+c.Kubeconfig,
+			"--service-account-private-key-file="+filepath.Join(apiServer.CertDir, "sa-signer.key"),
+			"--use-service-account-credentials",
+			"--leader-elect=false", "--secure-port=0"); err != nil {
+			return nil, err
+		}
+	}
+	if o.Node {
+		if err = c.startNode(ctx, paths[Kwok]); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (c *ControlPlane) startNode(ctx context.Context, kwok string) error {
+	stages := filepath.Join(c.dir, "kwok.yaml")
+	if err := os.WriteFile(stages, kwokStages, 0o600); err != nil {
+		return err
+	}
+	admin, err := client.New(c.Config, client.Options{})
+	if err != nil {
+		return err
+	}
+	if err := admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}); err != nil {
+		return err
+	}
+	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-all-nodes", "--server-address=127.0.0.1:0")
+}
+
+func (c *ControlPlane) start(path string, args ...string) error {
+	p, err := StartProcess(exec.Command(path, args...), filepath.Join(c.dir, filepath.Base(path)+".log"))
+	if err == nil {
+		c.processes = append(c.processes, p)
+	}
+	return err
+}
+
+// Stop stops everything and removes its files.
+func (c *ControlPlane) Stop() error {
+	var errs []error
+	for _, p := range c.processes {
+		errs = append(errs, p.Stop())
+	}
+	if c.env != nil {
+		errs = append(errs, c.env.Stop())
+	}
+	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
+}
+
+// Run starts a control plane for a test and stops it when the test has ended.
+func Run(t testing.TB, o Options) *ControlPlane {
+	t.Helper()
+	o.Progress = os.Stderr
+	c, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Errorf("stopping the control plane: %v", err)
+		}
+	})
+	return c
+}
+
+// ServiceAccount returns the configuration of a client that authenticates as a
+// ServiceAccount, by a token that the API server issues. The ServiceAccount is
+// created if it does not exist.
+func (c *ControlPlane) ServiceAccount(ctx context.Context, namespace, name string) (*rest.Config, error) {
+	admin, err := client.New(c.Config, client.Options{})
+	if err != nil {
+		return nil, err
+	}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	if err := admin.Create(ctx, account); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, err
+	}
+	token := &authenticationv1.TokenRequest{}
+	if err := admin.SubResource("token").Create(ctx, account, token); err != nil {
+		return nil, fmt.Errorf("requesting a token for %s/%s: %w", namespace, name, err)
+	}
+	config := rest.AnonymousClientConfig(c.Config)
+	config.BearerToken = token.Status.Token
+	return config, nil
+}
+
+// AllowPods lets a ServiceAccount do in a namespace what Airflow's chart lets
+// its workers do there.
+func AllowPods(ctx context.Context, admin client.Client, inNamespace, accountNamespace, accountName string) error {
+	name := "airflow-" + accountNamespace + "-" + accountName
+	role := &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Namespace: inNamespace, Name: name},
+		Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{""},
+			Resources: []string{"pods", "pods/log", "pods/exec"},
+			Verbs:     []string{"create", "get", "list", "watch", "update", "patch", "delete"},
+		}},
+	}
+	binding := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: inNamespace, Name: name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: accountNamespace, Name: accountName}},
+	}
+	for _, object := range []client.Object{role, binding} {
+		if err := admin.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+	}
+	// The API server's authorizer learns of it by a watch.
+	return wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:               serviceaccount.MakeUsername(accountNamespace, accountName),
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: inNamespace, Verb: "create", Resource: "pods"},
+		}}
+		err := admin.Create(ctx, review)
+		return review.Status.Allowed, err
+	})
+}
+
+// WriteKubeconfig writes a kubeconfig file for a client that authenticates by
+// a token.
+func WriteKubeconfig(config *rest.Config, path string) error {
+	const name = "solepod-test"
+	out := clientcmdapi.NewConfig()
+	out.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
+	out.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: config.BearerToken}
+	out.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
+	out.CurrentContext = name
+	return clientcmd.WriteToFile(*out, path)
+}
+
+// Process is a child process that logs to a file.
+type Process struct {
+	// Log is the path of the file.
+	Log  string
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// StartProcess starts a command whose output goes to a file.
+func StartProcess(cmd *exec.Cmd, logFile string) (*Process, error) {
+	log, err := os.Create(logFile)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	p := &Process{Log: logFile, cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = errors.Join(cmd.Wait(), log.Close())
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err is how the process ended; ask after Done.
+func (p *Process) Err() error { return p.err }
+
+// Signal sends the process a signal.
+func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
+
+// Stop asks the process to end and waits for it. A process that does not end
+// within a minute is killed, which is an error.
+func (p *Process) Stop() error {
+	select {
+	case <-p.done: // it has ended by itself, for whoever looks at Err
+		return nil
+	default:
+	}
+	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(time.Minute):
+		return errors.Join(fmt.Errorf("%s did not end on SIGTERM", p.cmd.Path), p.cmd.Process.Kill())
+	}
+}

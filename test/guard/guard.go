@@ -1,0 +1,300 @@
+// Package guard runs the real solepod, as a process of its own and with the
+// shipped manifests, against a control plane of package controlplane.
+package guard
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/solepod/solepod/test/controlplane"
+)
+
+// Namespace and account are the shipped ones.
+const (
+	Namespace = "solepod-system"
+	account   = "solepod"
+)
+
+// Options for a guard.
+type Options struct {
+	// Config is the content of the configuration file; empty for none.
+	Config string
+	// Args are further arguments for solepod serve.
+	Args []string
+}
+
+// Guard is a running solepod serve.
+type Guard struct {
+	*controlplane.Process
+	// Address is the host:port at which the webhook is served.
+	Address string
+	// HealthAddress is the host:port of /healthz and /readyz.
+	HealthAddress string
+	// MetricsAddress is the host:port of /metrics.
+	MetricsAddress string
+	// CertDir is the folder of tls.crt and tls.key.
+	CertDir string
+	// CA verifies the serving certificate, PEM.
+	CA []byte
+
+	plane    *controlplane.ControlPlane
+	webhooks *envtest.WebhookInstallOptions
+	dir      string
+}
+
+// Start applies the shipped manifests except for the webhook configurations,
+// builds solepod, runs it as its own ServiceAccount with its own RBAC, and
+// waits until it is ready. Install makes the API server call it.
+func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ *Guard, err error) {
+	root, err := repository(ctx)
+	if err != nil {
+		return nil, err
+	}
+	manifest := filepath.Join(root, "manifests", "install.yaml")
+	if err := apply(ctx, plane, manifest); err != nil {
+		return nil, fmt.Errorf("applying %s: %w", manifest, err)
+	}
+	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifest}}}
+	if err := g.webhooks.PrepWithoutInstalling(); err != nil {
+		return nil, err
+	}
+	g.CertDir, g.CA = g.webhooks.LocalServingCertDir, g.webhooks.LocalServingCAData
+	g.Address = net.JoinHostPort(g.webhooks.LocalServingHost, strconv.Itoa(g.webhooks.LocalServingPort))
+	if g.HealthAddress, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	if g.MetricsAddress, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	if g.dir, err = os.MkdirTemp("", "solepod-guard-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Stop())
+		}
+	}()
+
+	binary := filepath.Join(g.dir, "solepod")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/solepod")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building solepod: %w\n%s", err, out)
+	}
+	identity, err := plane.ServiceAccount(ctx, Namespace, account)
+	if err != nil {
+		return nil, err
+	}
+	kubeconfig := filepath.Join(g.dir, "kubeconfig")
+	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
+		return nil, err
+	}
+	args := []string{
+		"serve",
+		"--kubeconfig=" + kubeconfig,
+		"--namespace=" + Namespace,
+		"--webhook-bind-address=" + g.Address,
+		"--cert-dir=" + g.CertDir,
+		"--metrics-bind-address=" + g.MetricsAddress,
+		"--health-probe-bind-address=" + g.HealthAddress,
+		"--log-format=text",
+		"--log-level=debug",
+	}
+	if o.Config != "" {
+		config := filepath.Join(g.dir, "config.yaml")
+		if err := os.WriteFile(config, []byte(o.Config), 0o600); err != nil {
+			return nil, err
+		}
+		args = append(args, "--config="+config)
+	}
+	g.Process, err = controlplane.StartProcess(exec.Command(binary, append(args, o.Args...)...), filepath.Join(g.dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	return g, g.waitReady(ctx)
+}
+
+// Run starts a guard for a test, installs it, and stops it when the test has
+// ended. The log of a failed test's guard is in the test's log.
+func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
+	t.Helper()
+	g, err := Start(t.Context(), plane, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, err := os.ReadFile(g.Log)
+			t.Logf("solepod's log (%v):\n%s", err, log)
+		}
+		if err := errors.Join(g.Uninstall(context.Background()), g.Stop()); err != nil {
+			t.Errorf("stopping solepod: %v", err)
+		}
+	})
+	if err := g.Install(); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// Ready asks /readyz.
+func (g *Guard) Ready(ctx context.Context) error {
+	_, err := get(ctx, "http://"+g.HealthAddress+"/readyz")
+	return err
+}
+
+func get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		err = errors.Join(err, fmt.Errorf("%s: %s: %s", url, resp.Status, body))
+	}
+	return body, errors.Join(err, resp.Body.Close())
+}
+
+func (g *Guard) waitReady(ctx context.Context) error {
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		select {
+		case <-g.Done():
+			return false, fmt.Errorf("it has ended: %w", g.Err())
+		default:
+		}
+		last = g.Ready(ctx)
+		return last == nil, nil
+	})
+	if err == nil {
+		return nil
+	}
+	log, logErr := os.ReadFile(g.Log)
+	return errors.Join(fmt.Errorf("waiting for solepod: %w: its log:\n%s", err, log), last, logErr)
+}
+
+// Install installs the shipped webhook configurations, pointed at this guard,
+// and waits until the API server calls them.
+func (g *Guard) Install() error {
+	if err := g.webhooks.Install(g.plane.Config); err != nil {
+		return err
+	}
+	return g.waitCalled()
+}
+
+// waitCalled waits until the API server, which learns of webhook configurations
+// by a watch, sends reviews to both hooks, by dry runs of a task pod.
+func (g *Guard) waitCalled() error {
+	admin, err := client.New(g.plane.Config, client.Options{})
+	if err != nil {
+		return err
+	}
+	called := func(path string) *regexp.Regexp {
+		return regexp.MustCompile(`(?m)^controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} [1-9]`)
+	}
+	return wait.PollUntilContextTimeout(context.Background(), 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+		probe := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "solepod-probe", Labels: map[string]string{
+				"kubernetes_pod_operator": "True", "dag_id": "probe", "task_id": "probe", "run_id": "probe",
+			}},
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "base", Image: "probe"}}},
+		}
+		if err := admin.Create(ctx, probe, client.DryRunAll); err != nil {
+			return false, err
+		}
+		metrics, err := get(ctx, "http://"+g.MetricsAddress+"/metrics")
+		return called("/stamp").Match(metrics) && called("/guard").Match(metrics), err
+	})
+}
+
+// Uninstall removes the webhook configurations.
+func (g *Guard) Uninstall(ctx context.Context) error {
+	admin, err := client.New(g.plane.Config, client.Options{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, object := range []client.Object{
+		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}},
+		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}},
+	} {
+		errs = append(errs, client.IgnoreNotFound(admin.Delete(ctx, object)))
+	}
+	return errors.Join(errs...)
+}
+
+// Stop ends the process and removes its files.
+func (g *Guard) Stop() error {
+	var err error
+	if g.Process != nil {
+		err = g.Process.Stop()
+	}
+	return errors.Join(err, g.webhooks.Cleanup(), os.RemoveAll(g.dir))
+}
+
+// apply creates or updates the objects of a manifest, webhook configurations
+// excepted.
+func apply(ctx context.Context, plane *controlplane.ControlPlane, manifest string) error {
+	admin, err := client.New(plane.Config, client.Options{})
+	if err != nil {
+		return err
+	}
+	content, err := os.ReadFile(manifest)
+	if err != nil {
+		return err
+	}
+	for decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(content), 4096); ; {
+		var object unstructured.Unstructured
+		if err := decoder.Decode(&object.Object); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if object.Object == nil || strings.HasSuffix(object.GetKind(), "WebhookConfiguration") {
+			continue
+		}
+		err := admin.Apply(ctx, client.ApplyConfigurationFromUnstructured(&object), client.FieldOwner("solepod-test"), client.ForceOwnership)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
+		}
+	}
+}
+
+func repository(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/solepod/solepod").Output()
+	return strings.TrimSpace(string(out)), err
+}
+
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}

@@ -1,0 +1,153 @@
+// Package integration tests solepod as it is run: the real process, with the
+// shipped manifests, called by a real kube-apiserver.
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/test/controlplane"
+)
+
+// plane is the control plane that the package's tests share; each test has
+// namespaces and a guard of its own.
+var plane *controlplane.ControlPlane
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	plane, err = controlplane.Start(context.Background(), controlplane.Options{
+		ControllerManager: true, Node: true, Progress: os.Stderr,
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "starting the control plane:", err)
+		return 1
+	}
+	code := m.Run()
+	if err := plane.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping the control plane:", err)
+		return 1
+	}
+	return code
+}
+
+// world is a set of namespaces for one test: two Airflows and the namespace in
+// which both run their task pods.
+type world struct {
+	t      *testing.T
+	prefix string
+	jobs   string
+	admin  client.Client
+}
+
+// newWorld makes the namespaces PREFIX-alpha, PREFIX-production and
+// PREFIX-jobs; the first two are labelled with their environment.
+func newWorld(t *testing.T, prefix string) *world {
+	t.Helper()
+	w := &world{t: t, prefix: prefix, jobs: prefix + "-jobs", admin: newClient(t, plane.Config)}
+	for _, name := range []string{"alpha", "production", "jobs"} {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: prefix + "-" + name}}
+		if name != "jobs" {
+			namespace.Labels = map[string]string{"airflow-environment": name}
+		}
+		if err := w.admin.Create(t.Context(), namespace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+func newClient(t *testing.T, config *rest.Config) client.Client {
+	t.Helper()
+	c, err := client.New(config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// airflow is a client with the token of an environment's Airflow.
+func (w *world) airflow(environment string) client.Client {
+	w.t.Helper()
+	return w.as(w.prefix+"-"+environment, "airflow")
+}
+
+// as is a client with the token of a ServiceAccount that may do with pods in
+// the jobs namespace what Airflow does.
+func (w *world) as(namespace, name string) client.Client {
+	w.t.Helper()
+	config, err := plane.ServiceAccount(w.t.Context(), namespace, name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := controlplane.AllowPods(w.t.Context(), w.admin, w.jobs, namespace, name); err != nil {
+		w.t.Fatal(err)
+	}
+	return newClient(w.t, config)
+}
+
+// pod reads a task pod of the incident from one line: a name, or a prefix that
+// ends in "-" for generateName, then key=value labels, key- to drop one,
+// @key=value annotations, and "run" to have it run by the node.
+func (w *world) pod(line string) *corev1.Pod {
+	words := strings.Fields(line)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: w.jobs, Name: words[0],
+			Labels: map[string]string{
+				"kubernetes_pod_operator": "True",
+				"dag_id":                  "foo-bar-dag-id",
+				"task_id":                 "foo-bar-task-id",
+				"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
+				"try_number":              "1",
+			},
+		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "base", Image: "busybox"}}},
+	}
+	if strings.HasSuffix(pod.Name, "-") {
+		pod.GenerateName, pod.Name = pod.Name, ""
+	}
+	for _, word := range words[1:] {
+		key, value, set := strings.Cut(word, "=")
+		switch annotation, isAnnotation := strings.CutPrefix(key, "@"); {
+		case isAnnotation:
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, annotation, value)
+		case set:
+			pod.Labels[key] = value
+		case strings.HasSuffix(word, "-"):
+			delete(pod.Labels, strings.TrimSuffix(word, "-"))
+		case word == "run":
+			pod.Spec.NodeName = controlplane.NodeName
+		default:
+			w.t.Fatalf("pod %q: %q?", line, word)
+		}
+	}
+	return pod
+}
+
+// create creates a pod and returns it as the API server stored it.
+func (w *world) create(c client.Client, line string) (*corev1.Pod, error) {
+	pod := w.pod(line)
+	return pod, c.Create(w.t.Context(), pod)
+}
+
+// mustCreate is create for pods that are to be admitted.
+func (w *world) mustCreate(c client.Client, line string) *corev1.Pod {
+	w.t.Helper()
+	pod, err := w.create(c, line)
+	if err != nil {
+		w.t.Fatalf("%s: %v", line, err)
+	}
+	return pod
+}
