@@ -113,10 +113,21 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the API server: %w", err)
 	}
-	if err := webhook.Setup(ctx, mgr, cfg); err != nil {
+	synced, err := webhook.Setup(ctx, mgr, cfg)
+	if err != nil {
 		return err
 	}
-	return mgr.Start(ctx)
+	stopped := make(chan error, 1)
+	go func() { stopped <- mgr.Start(ctx) }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-ctx.Done():
+		if !synced() {
+			return nil // a manager whose caches are filling never stops, and has admitted nothing
+		}
+		return <-stopped
+	}
 }
 
 // restConfig has no client-side rate limit: an admission must not queue

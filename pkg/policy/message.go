@@ -21,7 +21,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 	switch reason {
 	case DuplicateEnvironment:
 		what = "another Airflow environment is already running this task"
-		cure = "Pause the DAG in one of the two environments, or keep them apart: " + howToSeparate(n, s)
+		cure = "Pause the DAG in one of the two environments, or " + howToSeparate(n, s)
 	case DuplicateTry:
 		what = "this task already has a live pod"
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
@@ -33,7 +33,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		cure = "Try again in a few seconds; recent Airflow providers do so by themselves"
 	case LeftoverEnvironment:
 		what = "a finished pod of another Airflow environment would still be found in place of this one"
-		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or keep the environments apart: %s",
+		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
 			taskpod.LabelChecked, taskpod.True, howToSeparate(n, s))
 	}
 	return compose(reason, what,
@@ -56,7 +56,7 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the requester's ServiceAccount or namespace", key, env, key)
 	case EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
-		cure = "To declare it, " + howToDeclare(n, s)
+		cure = "Declare it by adding " + declaration(n, s)
 	}
 	return compose(reason, what, describeTask(n.Pod), describeRequester(n.Requester), cure)
 }
@@ -83,17 +83,18 @@ func identityMessage(a Access, what string, s Settings) string {
 
 func howToSeparate(n Submission, s Settings) string {
 	if !s.SelectorIncludesLabels {
-		return "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both, then let both declare their environment"
+		return "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both and let both declare their environment"
 	}
-	return howToDeclare(n, s) + " in both"
+	return "let both declare their environment, here by adding " + declaration(n, s)
 }
 
-func howToDeclare(n Submission, s Settings) string {
+// declaration is what to add to Airflow.
+func declaration(n Submission, s Settings) string {
 	env := safe(n.Requester.Environment)
 	if env == "" {
 		env = "NAME"
 	}
-	return fmt.Sprintf("add %s: %s to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy)", s.EnvironmentLabel, env)
+	return fmt.Sprintf("%s: %s to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy)", s.EnvironmentLabel, env)
 }
 
 func compose(reason Reason, what string, rest ...string) string {

@@ -30,16 +30,16 @@ func TestMessages(t *testing.T) {
 			"solepod: another Airflow environment is already running this task. " +
 				"Existing pod: data-jobs/export-action-log-4devg7t1, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " +
 				task + asked +
-				"Pause the DAG in one of the two environments, or keep them apart: " +
-				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) in both [DuplicateEnvironment]",
+				"Pause the DAG in one of the two environments, or let both declare their environment, " +
+				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [DuplicateEnvironment]",
 		},
 		"an old provider, mapped": {
 			create("n map_index=3 production!", "production", old, Existing{Pod: pod("x alpha! map_index=3")}),
 			"solepod: another Airflow environment is already running this task. " +
 				"Existing pod: data-jobs/x, environment alpha, phase Running, try 1, age 77s. " +
 				"Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, map index 3, try 1. " + asked +
-				"Pause the DAG in one of the two environments, or keep them apart: " +
-				"upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both, then let both declare their environment [DuplicateEnvironment]",
+				"Pause the DAG in one of the two environments, or " +
+				"upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both and let both declare their environment [DuplicateEnvironment]",
 		},
 		"two unknown environments": {
 			create("n", "", defaults(), Existing{Pod: pod("x Pending try_number-")}),
@@ -65,8 +65,8 @@ func TestMessages(t *testing.T) {
 			create("n production!", "production", defaults(), Existing{Pod: pod("x alpha~ Succeeded deleting")}),
 			"solepod: a finished pod of another Airflow environment would still be found in place of this one. " +
 				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Succeeded (being deleted), try 1, age 77s. " + task + asked +
-				"Delete that pod or label it already_checked=True and try again, or keep the environments apart: " +
-				"add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) in both [LeftoverEnvironment]",
+				"Delete that pod or label it already_checked=True and try again, or let both declare their environment, " +
+				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [LeftoverEnvironment]",
 		},
 		"mismatch": {
 			create("n alpha!", "production", defaults()),
@@ -77,7 +77,7 @@ func TestMessages(t *testing.T) {
 		"not declared": {
 			create("n production~", "production", require),
 			"solepod: the pod does not declare its environment, which environment production must. " + task + asked +
-				"To declare it, add airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
+				"Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
 		},
 		"foreign delete": {
 			access(Delete, "export-action-log-4devg7t1 alpha!", "x", "production"),

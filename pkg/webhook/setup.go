@@ -42,8 +42,8 @@ func CacheOptions() cache.Options {
 }
 
 // hook serves a handler, with what identifies a review on each of its log lines.
-func hook(handler admission.Handler) *admission.Webhook {
-	return &admission.Webhook{
+func hook(handler admission.Handler) http.Handler {
+	return onlyV1(&admission.Webhook{
 		Handler: handler,
 		LogConstructor: func(base logr.Logger, req *admission.Request) logr.Logger {
 			if req == nil {
@@ -52,24 +52,25 @@ func hook(handler admission.Handler) *admission.Webhook {
 			return base.WithValues("operation", req.Operation, "namespace", req.Namespace, "name", req.Name,
 				"user", req.UserInfo.Username, "uid", req.UID)
 		},
-	}
+	})
 }
 
 // Setup registers the hooks, the caches they read and the readiness checks
-// with a manager that was made with CacheOptions.
-func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) error {
+// with a manager that was made with CacheOptions. It returns a function that
+// reports whether the caches are filled.
+func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) (synced func() bool, err error) {
 	if err := indexPods(ctx, mgr.GetFieldIndexer()); err != nil {
-		return fmt.Errorf("indexing pods: %w", err)
+		return nil, fmt.Errorf("indexing pods: %w", err)
 	}
 	var informers []cache.Informer
 	for _, kind := range []string{"Pod", "Namespace", "ServiceAccount"} {
 		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
 		if err != nil {
-			return fmt.Errorf("caching %s metadata: %w", kind, err)
+			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
 		}
 		informers = append(informers, informer)
 	}
-	synced := func() bool {
+	synced = func() bool {
 		for _, informer := range informers {
 			if !informer.HasSynced() {
 				return false
@@ -96,7 +97,7 @@ func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) e
 		pods: podReader{cache: mgr.GetCache(), live: mgr.GetAPIReader()},
 	}))
 
-	return errors.Join(
+	return synced, errors.Join(
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("webhook-server", server.StartedChecker()),
 		mgr.AddReadyzCheck("caches", func(*http.Request) error {

@@ -14,9 +14,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +30,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // Options say what runs beside kube-apiserver and etcd.
@@ -72,6 +73,7 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
+	ctrllog.SetLogger(logr.Discard()) // envtest has nothing to say that its errors do not
 	wanted := []Binary{Etcd, KubeAPIServer}
 	if o.ControllerManager {
 		wanted = append(wanted, KubeControllerManager)
@@ -156,22 +158,6 @@ func (c *ControlPlane) Stop() error {
 		errs = append(errs, c.env.Stop())
 	}
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
-}
-
-// Run starts a control plane for a test and stops it when the test has ended.
-func Run(t testing.TB, o Options) *ControlPlane {
-	t.Helper()
-	o.Progress = os.Stderr
-	c, err := Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Errorf("stopping the control plane: %v", err)
-		}
-	})
-	return c
 }
 
 // ServiceAccount returns the configuration of a client that authenticates as a

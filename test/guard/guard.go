@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -41,8 +42,8 @@ const (
 type Options struct {
 	// Config is the content of the configuration file; empty for none.
 	Config string
-	// Args are further arguments for solepod serve.
-	Args []string
+	// Identity is who solepod authenticates as; nil for its own ServiceAccount.
+	Identity *rest.Config
 }
 
 // Guard is a running solepod serve.
@@ -65,8 +66,8 @@ type Guard struct {
 }
 
 // Start applies the shipped manifests except for the webhook configurations,
-// builds solepod, runs it as its own ServiceAccount with its own RBAC, and
-// waits until it is ready. Install makes the API server call it.
+// builds solepod and runs it as its own ServiceAccount with its own RBAC.
+// Install waits until it is ready and makes the API server call it.
 func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ *Guard, err error) {
 	root, err := repository(ctx)
 	if err != nil {
@@ -103,12 +104,13 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building solepod: %w\n%s", err, out)
 	}
-	identity, err := plane.ServiceAccount(ctx, Namespace, account)
-	if err != nil {
-		return nil, err
+	if o.Identity == nil {
+		if o.Identity, err = plane.ServiceAccount(ctx, Namespace, account); err != nil {
+			return nil, err
+		}
 	}
 	kubeconfig := filepath.Join(g.dir, "kubeconfig")
-	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
+	if err := controlplane.WriteKubeconfig(o.Identity, kubeconfig); err != nil {
 		return nil, err
 	}
 	args := []string{
@@ -129,11 +131,8 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		}
 		args = append(args, "--config="+config)
 	}
-	g.Process, err = controlplane.StartProcess(exec.Command(binary, append(args, o.Args...)...), filepath.Join(g.dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	return g, g.waitReady(ctx)
+	g.Process, err = controlplane.StartProcess(exec.Command(binary, args...), filepath.Join(g.dir, "log"))
+	return g, err
 }
 
 // Run starts a guard for a test, installs it, and stops it when the test has
@@ -153,7 +152,7 @@ func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 			t.Errorf("stopping solepod: %v", err)
 		}
 	})
-	if err := g.Install(); err != nil {
+	if err := g.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -163,6 +162,11 @@ func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 func (g *Guard) Ready(ctx context.Context) error {
 	_, err := get(ctx, "http://"+g.HealthAddress+"/readyz")
 	return err
+}
+
+// Metrics reads /metrics.
+func (g *Guard) Metrics(ctx context.Context) ([]byte, error) {
+	return get(ctx, "http://"+g.MetricsAddress+"/metrics")
 }
 
 func get(ctx context.Context, url string) ([]byte, error) {
@@ -199,18 +203,21 @@ func (g *Guard) waitReady(ctx context.Context) error {
 	return errors.Join(fmt.Errorf("waiting for solepod: %w: its log:\n%s", err, log), last, logErr)
 }
 
-// Install installs the shipped webhook configurations, pointed at this guard,
-// and waits until the API server calls them.
-func (g *Guard) Install() error {
+// Install waits until the guard is ready, installs the shipped webhook
+// configurations, pointed at it, and waits until the API server calls it.
+func (g *Guard) Install(ctx context.Context) error {
+	if err := g.waitReady(ctx); err != nil {
+		return err
+	}
 	if err := g.webhooks.Install(g.plane.Config); err != nil {
 		return err
 	}
-	return g.waitCalled()
+	return g.waitCalled(ctx)
 }
 
 // waitCalled waits until the API server, which learns of webhook configurations
 // by a watch, sends reviews to both hooks, by dry runs of a task pod.
-func (g *Guard) waitCalled() error {
+func (g *Guard) waitCalled(ctx context.Context) error {
 	admin, err := client.New(g.plane.Config, client.Options{})
 	if err != nil {
 		return err
@@ -218,7 +225,7 @@ func (g *Guard) waitCalled() error {
 	called := func(path string) *regexp.Regexp {
 		return regexp.MustCompile(`(?m)^controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} [1-9]`)
 	}
-	return wait.PollUntilContextTimeout(context.Background(), 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+	return wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		probe := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "solepod-probe", Labels: map[string]string{
 				"kubernetes_pod_operator": "True", "dag_id": "probe", "task_id": "probe", "run_id": "probe",
@@ -228,7 +235,7 @@ func (g *Guard) waitCalled() error {
 		if err := admin.Create(ctx, probe, client.DryRunAll); err != nil {
 			return false, err
 		}
-		metrics, err := get(ctx, "http://"+g.MetricsAddress+"/metrics")
+		metrics, err := g.Metrics(ctx)
 		return called("/stamp").Match(metrics) && called("/guard").Match(metrics), err
 	})
 }

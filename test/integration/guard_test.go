@@ -281,7 +281,7 @@ func TestInjectionRequire(t *testing.T) {
 	if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
 		t.Error(got)
 	}
-	if err != nil && !strings.Contains(err.Error(), "add airflow-environment: alpha to the labels of the KubernetesPodOperator") {
+	if err != nil && !strings.Contains(err.Error(), "adding airflow-environment: alpha to the labels of the KubernetesPodOperator") {
 		t.Error(err)
 	}
 	w.mustCreate(w.airflow("alpha"), "y airflow-environment=alpha")

@@ -1,0 +1,50 @@
+# solepod: make help lists the targets.
+
+GO            ?= go
+GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+MODULES        = . test/controlplane/binaries
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Replay the incident on an embedded control plane (no cluster needed)
+	@$(GO) run ./test/demo
+
+.PHONY: run
+run: ## Leave control plane and guard running, and print the KUBECONFIG
+	@$(GO) run ./test/demo -keep
+
+.PHONY: test
+test: controlplane ## Run all tests, unit and integration
+	$(GO) test ./...
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need no control plane
+	$(GO) test ./cmd/... ./pkg/...
+
+.PHONY: controlplane
+controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there
+	@$(GO) run ./test/controlplane/build >/dev/null
+
+.PHONY: build
+build: ## Build bin/solepod
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/solepod ./cmd/solepod
+
+.PHONY: lint
+lint: ## Run golangci-lint
+	$(GOLANGCI_LINT) run
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(GOLANGCI_LINT) fmt
+
+.PHONY: verify
+verify: ## Fail if go.mod, go.sum or formatting are not as they should be
+	@for module in $(MODULES); do (cd $$module && $(GO) mod tidy -diff && $(GO) mod verify >/dev/null) || exit 1; done
+	$(GOLANGCI_LINT) fmt --diff
+	$(GO) vet ./...

@@ -1,0 +1,304 @@
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// The API server and its cache are fakes here: these tests are about reviews
+// that no API server sends, and about an API server that fails.
+
+// hooks are both handlers over a cache and a live view of the same objects.
+type hooks struct {
+	stamp Stamp
+	guard Guard
+}
+
+func newHooks(cached, live client.Reader, change func(*hooks)) *hooks {
+	r := reviewer{
+		onError: config.OnErrorDeny, synced: func() bool { return true },
+		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
+	}
+	cfg := config.Default()
+	h := &hooks{
+		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
+		guard: Guard{
+			reviewer: r, settings: cfg.Policy(), enforcement: cfg.Enforcement,
+			pods: podReader{cache: cached, live: live}, now: time.Now,
+		},
+	}
+	if change != nil {
+		change(h)
+	}
+	return h
+}
+
+// cluster is a fake API server with Airflow alpha and the given pods.
+func cluster(t *testing.T, pods ...*corev1.Pod) client.WithWatch {
+	t.Helper()
+	key := func(key func(taskpod.Identity) string) client.IndexerFunc {
+		return func(o client.Object) []string {
+			id, ok := taskpod.FromMeta(o, "").Identity()
+			if !ok {
+				return nil
+			}
+			return []string{key(id)}
+		}
+	}
+	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).
+		WithIndex(&corev1.Pod{}, indexIdentity, key(taskpod.Identity.String)).
+		WithIndex(&corev1.Pod{}, indexAnyIndex, key(func(id taskpod.Identity) string { return id.AnyIndex().String() })).
+		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
+		}})
+	for _, pod := range pods {
+		builder.WithObjects(pod)
+	}
+	return builder.Build()
+}
+
+func taskPod(name string) *corev1.Pod {
+	return &corev1.Pod{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "data-jobs", Name: name, Labels: map[string]string{
+			"kubernetes_pod_operator": "True", "dag_id": "d", "task_id": "t", "run_id": "r", "try_number": "1",
+		}},
+	}
+}
+
+// review is a valid review of the creation of a pod by Airflow alpha, changed.
+func review(pod any, change func(*admissionv1.AdmissionReview)) []byte {
+	raw, err := json.Marshal(pod)
+	if err != nil {
+		panic(err)
+	}
+	r := &admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
+		Request: &admissionv1.AdmissionRequest{
+			UID: "review-1", Operation: admissionv1.Create, Namespace: "data-jobs",
+			Kind:     metav1.GroupVersionKind{Version: "v1", Kind: "Pod"},
+			Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"},
+			Object:   runtime.RawExtension{Raw: raw},
+		},
+	}
+	r.Request.UserInfo.Username = "system:serviceaccount:airflow-alpha:airflow"
+	if change != nil {
+		change(r)
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		panic(err)
+	}
+	return body
+}
+
+// post sends a body to a handler as the API server does.
+func post(t *testing.T, handler admission.Handler, body []byte) *admissionv1.AdmissionResponse {
+	t.Helper()
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body))
+	req.Header.Set("Content-Type", "application/json")
+	answer := httptest.NewRecorder()
+	hook(handler).ServeHTTP(answer, req)
+	var out admissionv1.AdmissionReview
+	if err := json.Unmarshal(answer.Body.Bytes(), &out); err != nil || out.Response == nil {
+		t.Fatalf("no answer: %v: %s", err, answer.Body)
+	}
+	return out.Response
+}
+
+// outcome is an answer in a few words.
+func outcome(r *admissionv1.AdmissionResponse) string {
+	switch {
+	case r.Allowed && len(r.Patch) > 0:
+		return "patch " + string(r.Patch)
+	case r.Allowed:
+		return "allow"
+	}
+	return fmt.Sprintf("%d %s", r.Result.Code, r.Result.Message)
+}
+
+const stamped = `patch [{"op":"add","path":"/metadata/labels/airflow-environment","value":"alpha"},` +
+	`{"op":"add","path":"/metadata/annotations","value":{"solepod.io/environment":"stamped"}}]`
+
+func TestReviews(t *testing.T) {
+	deep := strings.Repeat(`{"a":`, 20_000) + "1" + strings.Repeat("}", 20_000)
+	var inside struct{ Request json.RawMessage }
+	if err := json.Unmarshal(review(taskPod("n"), nil), &inside); err != nil {
+		t.Fatal(err)
+	}
+	versionLast := inside.Request
+	large := taskPod("n")
+	large.Annotations = map[string]string{"large": strings.Repeat("x", 3<<20)}
+	request := func(change func(*admissionv1.AdmissionRequest)) []byte {
+		return review(taskPod("n"), func(r *admissionv1.AdmissionReview) { change(r.Request) })
+	}
+	tests := map[string]struct {
+		body         []byte
+		stamp, guard string // what the answer begins with
+	}{
+		"a task pod":         {review(taskPod("n"), nil), stamped, "allow"},
+		"garbage":            {[]byte("{{{"), "400 ", "400 "},
+		"no JSON at all":     {[]byte("hello"), "400 ", "400 "},
+		"empty":              {nil, "400 solepod takes AdmissionReview of admission.k8s.io/v1 only: EOF", "400 "},
+		"null":               {[]byte("null"), "400 ", "400 "},
+		"no request":         {[]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), "allow", "allow"},
+		"another version":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v2" }), `400 solepod takes AdmissionReview of admission.k8s.io/v1 only: got kind "AdmissionReview" of version "admission.k8s.io/v2"`, "400 "},
+		"version v1beta1":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v1beta1" }), "400 ", "400 "},
+		"another kind":       {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.Kind = "Pod"; r.APIVersion = "v1" }), "400 ", "400 "},
+		"version comes last": {[]byte(`{"request":` + string(versionLast) + `,"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), stamped, "allow"},
+		"over 7 MiB":         {append(review(taskPod("n"), nil), bytes.Repeat([]byte(" "), 8<<20)...), "413 ", "413 "},
+		"a pod of 3 MiB":     {review(large, nil), `patch [{"op":"add","path":"/metadata/labels/airflow-environment"`, "allow"},
+		"no object":          {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = nil }), "400 solepod cannot decide on this pod: object is missing from the review of a CREATE", "400 solepod cannot decide on this pod: object is missing"},
+		"object is null":     {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte("null") }), "400 solepod cannot decide on this pod: object is missing", "400 solepod cannot decide on this pod: object is missing"},
+		"object is a list":   {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte("[]") }), "400 solepod cannot decide on this pod: object is not a pod", "400 solepod cannot decide on this pod: object is not a pod"},
+		"labels are a list":  {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte(`{"metadata":{"labels":[]}}`) }), "400 ", "400 "},
+		"labels are null":    {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte(`{"metadata":{"labels":null}}`) }), "allow", "allow"},
+		"no metadata":        {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte(`{}`) }), "allow", "allow"},
+		"deep nesting":       {bytes.Replace(request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte(`{"spec":"DEEP"}`) }), []byte(`"DEEP"`), []byte(deep), 1), "400 ", "400 "},
+		"a lying namespace":  {request(func(r *admissionv1.AdmissionRequest) { r.Namespace = "elsewhere" }), `400 solepod cannot decide on this pod: object is in namespace "data-jobs", its request in "elsewhere"`, "400 "},
+		"unknown kind": {request(func(r *admissionv1.AdmissionRequest) {
+			r.Kind.Kind, r.Kind.Group, r.Resource.Resource, r.Resource.Group = "Deployment", "apps", "deployments", "apps"
+		}), "allow", "allow"},
+		"a subresource":     {request(func(r *admissionv1.AdmissionRequest) { r.SubResource = "eviction" }), "allow", "allow"},
+		"unknown operation": {request(func(r *admissionv1.AdmissionRequest) { r.Operation = "EXPLODE" }), "allow", "allow"},
+		"a delete":          {request(func(r *admissionv1.AdmissionRequest) { r.Operation = admissionv1.Delete; r.Object.Raw = nil }), "allow", "allow"},
+		"update, no oldObject": {request(func(r *admissionv1.AdmissionRequest) { r.Operation = admissionv1.Update }),
+			"allow", "400 solepod cannot decide on this pod: oldObject is missing from the review of a UPDATE"},
+		"nobody":                      {request(func(r *admissionv1.AdmissionRequest) { r.UserInfo.Username = "" }), "allow", "allow"},
+		"no ServiceAccount form":      {request(func(r *admissionv1.AdmissionRequest) { r.UserInfo.Username = "system:serviceaccount:::" }), "allow", "allow"},
+		"its namespace has vanished":  {request(func(r *admissionv1.AdmissionRequest) { r.UserInfo.Username = "system:serviceaccount:gone:airflow" }), "allow", "allow"},
+		"field names in another case": {request(func(r *admissionv1.AdmissionRequest) { r.Object.Raw = []byte(`{"Metadata":{"Labels":{"dag_id":"d"}}}`) }), "allow", "allow"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := newHooks(cluster(t), cluster(t), nil)
+			for _, check := range []struct {
+				name    string
+				handler admission.Handler
+				want    string
+			}{{"stamp", &h.stamp, tc.stamp}, {"guard", &h.guard, tc.guard}} {
+				got := outcome(post(t, check.handler, tc.body))
+				if !strings.HasPrefix(got, check.want) || check.want == "allow" && got != "allow" {
+					t.Errorf("%s: %.300s\nwant %s", check.name, got, check.want)
+				}
+			}
+		})
+	}
+}
+
+// A denial is given only on what the API server itself says; the cache lags.
+func TestDenialsAreConfirmedLive(t *testing.T) {
+	existing := taskPod("x")
+	phase := func(p corev1.PodPhase) *corev1.Pod {
+		pod := existing.DeepCopy()
+		pod.Status.Phase = p
+		return pod
+	}
+	relabelled := existing.DeepCopy()
+	relabelled.Labels["already_checked"] = "True"
+	for name, tc := range map[string]struct {
+		live *corev1.Pod
+		want string
+	}{
+		"still running":         {phase(corev1.PodRunning), "403 "},
+		"has ended":             {phase(corev1.PodSucceeded), "allow"},
+		"is gone":               {nil, "allow"},
+		"Airflow has marked it": {relabelled, "allow"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			live := cluster(t)
+			if tc.live != nil {
+				live = cluster(t, tc.live)
+			}
+			h := newHooks(cluster(t, existing), live, nil)
+			got := outcome(post(t, &h.guard, review(taskPod("n"), func(r *admissionv1.AdmissionReview) {
+				r.Request.UserInfo.Username = "nobody"
+			})))
+			if !strings.HasPrefix(got, tc.want) {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestErrorsOfOurOwn(t *testing.T) {
+	down := interceptor.NewClient(cluster(t), interceptor.Funcs{
+		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+			return errors.New("connection refused")
+		},
+	})
+	tests := map[string]struct {
+		change       func(*hooks)
+		onError      config.OnError
+		stamp, guard string
+	}{
+		"the API server is down": {nil, config.OnErrorDeny,
+			"500 solepod cannot decide on this pod: reading the environment of ServiceAccount airflow-alpha/airflow: connection refused",
+			"500 solepod cannot decide on this pod: reading the environment of ServiceAccount airflow-alpha/airflow: connection refused"},
+		"the API server is down, Allow": {nil, config.OnErrorAllow, "allow", "allow"},
+		"the caches are filling": {func(h *hooks) {
+			h.stamp.synced = func() bool { return false }
+			h.guard.synced = h.stamp.synced
+		}, config.OnErrorDeny, "503 solepod cannot decide on this pod: the caches are still filling", "503 "},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := newHooks(cluster(t, taskPod("x")), down, tc.change)
+			h.stamp.onError, h.guard.onError = tc.onError, tc.onError
+			for handler, want := range map[admission.Handler]string{&h.stamp: tc.stamp, &h.guard: tc.guard} {
+				answer := post(t, handler, review(taskPod("n"), nil))
+				if got := outcome(answer); !strings.HasPrefix(got, want) {
+					t.Errorf("%T: %s, want %s", handler, got, want)
+				}
+				if answer.Allowed && len(answer.Warnings) != 1 {
+					t.Errorf("%T: admitted without a warning", handler)
+				}
+			}
+			// A review that makes no sense is refused all the same.
+			broken := review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.Request.Object.Raw = nil })
+			if got := outcome(post(t, &h.guard, broken)); !strings.HasPrefix(got, "400 ") {
+				t.Errorf("broken: %s", got)
+			}
+		})
+	}
+}
+
+func TestPatches(t *testing.T) {
+	annotated := taskPod("n")
+	annotated.Annotations = map[string]string{"a": "b"}
+	h := newHooks(cluster(t), cluster(t), func(h *hooks) { h.stamp.label = "example.com/env~1" })
+	want := `[{"op":"add","path":"/metadata/labels/example.com~1env~01","value":"alpha"},` +
+		`{"op":"add","path":"/metadata/annotations/solepod.io~1environment","value":"stamped"}]`
+	if diff := cmp.Diff(want, string(post(t, &h.stamp, review(annotated, nil)).Patch)); diff != "" {
+		t.Error(diff)
+	}
+	owned := taskPod("n")
+	yes := true
+	owned.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: "j", UID: "u", Controller: &yes}}
+	if got := outcome(post(t, &h.stamp, review(owned, nil))); got != "allow" {
+		t.Errorf("the pod of a Job: %s", got)
+	}
+}

@@ -1,0 +1,290 @@
+// Command demo replays the incident that solepod exists for, on a real
+// kube-apiserver and etcd that it starts on this machine: two Airflow
+// deployments run the same task in one namespace at the same time. It exits
+// with 0 only if each act ended as it should.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/guard"
+)
+
+const jobs = "data-jobs"
+
+func main() {
+	keep := flag.Bool("keep", false, "instead of the acts, leave control plane and guard running until interrupted")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Stdout, *keep); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1) //nolint:gocritic // nothing is left to stop
+	}
+}
+
+func run(ctx context.Context, out io.Writer, keep bool) (err error) {
+	fmt.Fprintln(out, "Starting a control plane: kube-apiserver and etcd, built from source the first time.")
+	plane, err := controlplane.Start(ctx, controlplane.Options{Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, plane.Stop()) }()
+	d, err := newDemo(ctx, out, plane)
+	if err != nil {
+		return err
+	}
+	if keep {
+		return d.keep(ctx)
+	}
+	return d.acts(ctx)
+}
+
+// demo is the stage: namespaces, and a client for each Airflow.
+type demo struct {
+	out                      io.Writer
+	plane                    *controlplane.ControlPlane
+	admin, alpha, production client.Client
+}
+
+func newDemo(ctx context.Context, out io.Writer, plane *controlplane.ControlPlane) (*demo, error) {
+	d := &demo{out: out, plane: plane}
+	version, err := serverVersion(plane)
+	if err != nil {
+		return nil, err
+	}
+	if d.admin, err = client.New(plane.Config, client.Options{}); err != nil {
+		return nil, err
+	}
+	for _, namespace := range []*corev1.Namespace{
+		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-production", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "production"}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: jobs}},
+	} {
+		if err := d.admin.Create(ctx, namespace); err != nil {
+			return nil, err
+		}
+	}
+	if d.alpha, err = d.airflow(ctx, "airflow-alpha"); err != nil {
+		return nil, err
+	}
+	if d.production, err = d.airflow(ctx, "airflow-production"); err != nil {
+		return nil, err
+	}
+	d.say("Kubernetes %s is up. Two Airflows, in airflow-alpha and airflow-production, run their task pods in %s.", version, jobs)
+	return d, nil
+}
+
+func serverVersion(plane *controlplane.ControlPlane) (string, error) {
+	c, err := discovery.NewDiscoveryClientForConfig(plane.Config)
+	if err != nil {
+		return "", err
+	}
+	version, err := c.ServerVersion()
+	if err != nil {
+		return "", err
+	}
+	return version.GitVersion, nil
+}
+
+// airflow is a client with the token of an Airflow's ServiceAccount.
+func (d *demo) airflow(ctx context.Context, namespace string) (client.Client, error) {
+	config, err := d.plane.ServiceAccount(ctx, namespace, "airflow")
+	if err != nil {
+		return nil, err
+	}
+	if err := controlplane.AllowPods(ctx, d.admin, jobs, namespace, "airflow"); err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{})
+}
+
+func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+
+// acts plays the incident three times.
+func (d *demo) acts(ctx context.Context) (err error) {
+	d.say("\n=== Act (a): no guard\n")
+	alpha, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", false)
+	if err != nil {
+		return err
+	}
+	if _, err := d.create(ctx, d.production, "production", "export-action-log-rzwroznv", false); err != nil {
+		return err
+	}
+	if err := d.show(ctx, 2, 2); err != nil {
+		return err
+	}
+	d.say("\nProduction's task looks for its pod and fails:\n  More than one pod running with labels %s", alpha.Selector(taskpod.DefaultEnvironmentLabel))
+	d.say("Its cleanup fails as well, and export-action-log-rzwroznv stays behind as an orphan.")
+	if err := d.clear(ctx); err != nil {
+		return err
+	}
+
+	d.say("\n=== Act (b): solepod guards the cluster\n")
+	g, err := guard.Start(ctx, d.plane, guard.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.Stop()) }()
+	if err := g.Install(ctx); err != nil {
+		return err
+	}
+	if _, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", false); err != nil {
+		return err
+	}
+	_, denied := d.create(ctx, d.production, "production", "export-action-log-rzwroznv", false)
+	if !apierrors.IsForbidden(denied) {
+		return fmt.Errorf("production's duplicate was not rejected: %v", denied)
+	}
+	if err := d.showLog(denied); err != nil {
+		return err
+	}
+	if err := d.show(ctx, 1); err != nil {
+		return err
+	}
+	if err := d.clear(ctx); err != nil {
+		return err
+	}
+
+	d.say("\n=== Act (c): both Airflows declare their environment, and may run side by side\n")
+	if _, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", true); err != nil {
+		return err
+	}
+	if _, err := d.create(ctx, d.production, "production", "export-action-log-rzwroznv", true); err != nil {
+		return err
+	}
+	if err := d.show(ctx, 1, 1); err != nil {
+		return err
+	}
+	d.say("\nAll three acts ended as they should.")
+	return nil
+}
+
+// keep leaves everything running until the context ends.
+func (d *demo) keep(ctx context.Context) (err error) {
+	g, err := guard.Start(ctx, d.plane, guard.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.Stop()) }()
+	if err := g.Install(ctx); err != nil {
+		return err
+	}
+	d.say("solepod guards the cluster; its log is %s. In another terminal:\n\n  export KUBECONFIG=%s\n\nCtrl-C stops everything.", g.Log, d.plane.Kubeconfig)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-g.Done():
+		return fmt.Errorf("solepod has ended: %w", g.Err())
+	}
+}
+
+// create submits the incident's pod as an Airflow does, declared or not, and
+// lets it run, which is a kubelet's part.
+func (d *demo) create(ctx context.Context, airflow client.Client, environment, name string, declared bool) (taskpod.Pod, error) {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: jobs, Name: name,
+			Labels: map[string]string{
+				"dag_id":                  "foo-bar-dag-id",
+				"task_id":                 "foo-bar-task-id",
+				"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
+				"kubernetes_pod_operator": "True",
+				"try_number":              "1",
+			},
+		},
+		Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever,
+			Containers:    []corev1.Container{{Name: "base", Image: "export-action-log"}},
+		},
+	}
+	if declared {
+		pod.Labels[taskpod.DefaultEnvironmentLabel] = environment
+	}
+	err := airflow.Create(ctx, pod)
+	if err != nil {
+		d.say("%-10s  creates %s: rejected", environment, name)
+		return taskpod.Pod{}, err
+	}
+	d.say("%-10s  creates %s: admitted", environment, name)
+	pod.Status.Phase = corev1.PodRunning
+	return taskpod.FromMeta(pod, pod.Status.Phase), d.admin.Status().Update(ctx, pod)
+}
+
+// showLog prints a rejection as the task log of Airflow does: the exception of
+// the Kubernetes client, with the API server's Status as its body.
+func (d *demo) showLog(err error) error {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return err
+	}
+	answer := status.Status()
+	answer.TypeMeta = metav1.TypeMeta{Kind: "Status", APIVersion: "v1"} // which the client has dropped
+	body, err := json.Marshal(answer)
+	if err != nil {
+		return err
+	}
+	d.say("\nThe log of production's task ends with:\n  kubernetes.client.exceptions.ApiException: (%d)\n  Reason: %s\n  HTTP response body: %s",
+		answer.Code, answer.Reason, body)
+	return nil
+}
+
+// show prints the pods and how many each one's Airflow finds when it looks for
+// it, and fails if that is not what was expected.
+func (d *demo) show(ctx context.Context, want ...int) error {
+	var list corev1.PodList
+	if err := d.admin.List(ctx, &list, client.InNamespace(jobs)); err != nil {
+		return err
+	}
+	var got []int
+	table := tabwriter.NewWriter(d.out, 0, 0, 3, ' ', 0)
+	fmt.Fprintf(table, "\nPOD\tENVIRONMENT\tPHASE\tTRY\tAIRFLOW FINDS\n")
+	for i := range list.Items {
+		pod := taskpod.FromMeta(&list.Items[i], list.Items[i].Status.Phase)
+		var found corev1.PodList
+		selector := client.MatchingLabelsSelector{Selector: pod.Selector(taskpod.DefaultEnvironmentLabel)}
+		if err := d.admin.List(ctx, &found, client.InNamespace(jobs), selector); err != nil {
+			return err
+		}
+		got = append(got, len(found.Items))
+		environment := pod.Environment(taskpod.DefaultEnvironmentLabel)
+		switch {
+		case environment == "":
+			environment = "unknown"
+		case pod.Stamped:
+			environment += " (stamped)"
+		default:
+			environment += " (declared)"
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\n", pod.Name, environment, pod.Phase, pod.Labels[taskpod.LabelTry], len(found.Items))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		return fmt.Errorf("the selectors match %v pods, want %v", got, want)
+	}
+	return nil
+}
+
+// clear removes the pods of an act.
+func (d *demo) clear(ctx context.Context) error {
+	return d.admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(jobs), client.GracePeriodSeconds(0))
+}
