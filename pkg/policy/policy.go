@@ -10,7 +10,6 @@ package policy
 
 import (
 	"cmp"
-	"net/http"
 	"slices"
 	"time"
 
@@ -86,9 +85,9 @@ const (
 func (r Reason) code() int32 {
 	switch r {
 	case InFlight, LeftoverEnvironment:
-		return http.StatusConflict
+		return 409 // Conflict
 	default:
-		return http.StatusForbidden
+		return 403 // Forbidden
 	}
 }
 

@@ -150,8 +150,11 @@ func (d *demo) acts(ctx context.Context) (err error) {
 		return err
 	}
 	_, denied := d.create(ctx, d.production, "production", "export-action-log-rzwroznv", false)
+	if denied == nil {
+		return errors.New("production's duplicate was admitted")
+	}
 	if !apierrors.IsForbidden(denied) {
-		return fmt.Errorf("production's duplicate was not rejected: %v", denied)
+		return fmt.Errorf("production's duplicate was not rejected but failed: %w", denied)
 	}
 	if err := d.showLog(denied); err != nil {
 		return err

@@ -83,10 +83,10 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	}
 	g.CertDir, g.CA = g.webhooks.LocalServingCertDir, g.webhooks.LocalServingCAData
 	g.Address = net.JoinHostPort(g.webhooks.LocalServingHost, strconv.Itoa(g.webhooks.LocalServingPort))
-	if g.HealthAddress, err = freeAddress(); err != nil {
+	if g.HealthAddress, err = freeAddress(ctx); err != nil {
 		return nil, err
 	}
-	if g.MetricsAddress, err = freeAddress(); err != nil {
+	if g.MetricsAddress, err = freeAddress(ctx); err != nil {
 		return nil, err
 	}
 	if g.dir, err = os.MkdirTemp("", "solepod-guard-"); err != nil {
@@ -298,8 +298,8 @@ func repository(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func freeAddress(ctx context.Context) (string, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}

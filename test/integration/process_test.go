@@ -114,7 +114,8 @@ func TestTLS(t *testing.T) {
 	if err != nil || state.Version != tls.VersionTLS13 {
 		t.Fatalf("%v: %+v", err, state)
 	}
-	if conn, err := tls.Dial("tcp", g.Address, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil { //nolint:gosec // what must be refused
+	old := &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}} //nolint:gosec // what must be refused
+	if conn, err := old.DialContext(t.Context(), "tcp", g.Address); err == nil {
 		t.Errorf("TLS 1.2 was accepted: %v", conn.Close())
 	}
 
