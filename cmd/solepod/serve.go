@@ -108,7 +108,10 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 		LeaderElection:          o.leaderElect,
 		LeaderElectionID:        "solepod",
 		LeaderElectionNamespace: o.namespace,
-		GracefulShutdownTimeout: &timeout,
+		// The process ends right after the manager, so that the next leader
+		// need not wait for the lease to expire.
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &timeout,
 	})
 	if err != nil {
 		return fmt.Errorf("connecting to the API server: %w", err)

@@ -72,8 +72,8 @@ func (g *Guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 		return policy.Decision{}, err
 	}
 	decision := policy.Decide(n, existing, g.settings)
-	if decision.Allowed || len(existing) == 0 {
-		return decision, nil
+	if decision.Existing == nil {
+		return decision, nil // admitted, or denied for a reason of its own
 	}
 	if existing, err = g.pods.current(ctx, existing); err != nil {
 		return policy.Decision{}, err

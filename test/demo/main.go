@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
@@ -138,14 +140,11 @@ func (d *demo) acts(ctx context.Context) (err error) {
 	}
 
 	d.say("\n=== Act (b): solepod guards the cluster\n")
-	g, err := guard.Start(ctx, d.plane, guard.Options{})
+	g, err := d.guard(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, g.Stop()) }()
-	if err := g.Install(ctx); err != nil {
-		return err
-	}
 	if _, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", false); err != nil {
 		return err
 	}
@@ -153,7 +152,7 @@ func (d *demo) acts(ctx context.Context) (err error) {
 	if denied == nil {
 		return errors.New("production's duplicate was admitted")
 	}
-	if !apierrors.IsForbidden(denied) {
+	if !apierrors.IsForbidden(denied) || !strings.Contains(denied.Error(), string(policy.DuplicateEnvironment)) {
 		return fmt.Errorf("production's duplicate was not rejected but failed: %w", denied)
 	}
 	if err := d.showLog(denied); err != nil {
@@ -182,14 +181,11 @@ func (d *demo) acts(ctx context.Context) (err error) {
 
 // keep leaves everything running until the context ends.
 func (d *demo) keep(ctx context.Context) (err error) {
-	g, err := guard.Start(ctx, d.plane, guard.Options{})
+	g, err := d.guard(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, g.Stop()) }()
-	if err := g.Install(ctx); err != nil {
-		return err
-	}
 	d.say("solepod guards the cluster; its log is %s. In another terminal:\n\n  export KUBECONFIG=%s\n\nCtrl-C stops everything.", g.Log, d.plane.Kubeconfig)
 	select {
 	case <-ctx.Done():
@@ -197,6 +193,18 @@ func (d *demo) keep(ctx context.Context) (err error) {
 	case <-g.Done():
 		return fmt.Errorf("solepod has ended: %w", g.Err())
 	}
+}
+
+// guard starts solepod and makes the API server call it.
+func (d *demo) guard(ctx context.Context) (*guard.Guard, error) {
+	g, err := guard.Start(ctx, d.plane, guard.Options{})
+	if err != nil {
+		return nil, err
+	}
+	if err := g.Install(ctx); err != nil {
+		return nil, errors.Join(err, g.Stop())
+	}
+	return g, nil
 }
 
 // create submits the incident's pod as an Airflow does, declared or not, and

@@ -117,6 +117,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		"serve",
 		"--kubeconfig=" + kubeconfig,
 		"--namespace=" + Namespace,
+		"--leader-elect",
 		"--webhook-bind-address=" + g.Address,
 		"--cert-dir=" + g.CertDir,
 		"--metrics-bind-address=" + g.MetricsAddress,

@@ -483,3 +483,60 @@ func TestLargePod(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// The shipped selectors and matchConditions keep everything from the hooks that
+// they would admit anyway.
+func TestWhatTheHooksAreSpared(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{})
+	w := newWorld(t, "spared")
+	alpha := w.airflow("alpha")
+	calls := func(path string) string {
+		t.Helper()
+		metrics, err := g.Metrics(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := regexp.MustCompile(`controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} (\d+)`)
+		return string(line.FindSubmatch(metrics)[1])
+	}
+	own := w.mustCreate(alpha, "own run_id=own")
+	controller := true
+	systemPod := w.pod("system")
+	systemPod.Namespace = metav1.NamespaceSystem
+	ownedPod := w.pod("owned")
+	ownedPod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: "j", UID: "u", Controller: &controller}}
+	marked := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"already_checked":"True"}}}`))
+
+	tests := []struct {
+		name           string
+		do             func() error
+		stamped, asked bool
+	}{
+		{"a task pod", func() error { return alpha.Create(t.Context(), w.pod("a run_id=a")) }, true, true},
+		{"a declared task pod", func() error { return alpha.Create(t.Context(), w.pod("b run_id=b airflow-environment=alpha")) }, false, true},
+		{"a worker", func() error { return alpha.Create(t.Context(), w.pod("c run_id=c airflow-worker=1")) }, false, false},
+		{"no operator's pod", func() error { return alpha.Create(t.Context(), w.pod("d kubernetes_pod_operator-")) }, false, false},
+		{"a Job's pod", func() error { return w.admin.Create(t.Context(), ownedPod, client.DryRunAll) }, false, false},
+		{"kube-system", func() error { return w.admin.Create(t.Context(), systemPod) }, false, false},
+		{"an update of a task pod", func() error { return alpha.Patch(t.Context(), own, marked) }, false, false},
+		{"its status", func() error {
+			own.Status.Phase = corev1.PodRunning
+			return w.admin.Status().Update(t.Context(), own)
+		}, false, false},
+		{"its deletion", func() error { return alpha.Delete(t.Context(), own, client.GracePeriodSeconds(0)) }, false, false},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			stamp, guard := calls("/stamp"), calls("/guard")
+			if err := tc.do(); err != nil {
+				t.Fatal(err)
+			}
+			if called := calls("/stamp") != stamp; called != tc.stamped {
+				t.Errorf("stamp was called: %v", called)
+			}
+			if called := calls("/guard") != guard; called != tc.asked {
+				t.Errorf("guard was called: %v", called)
+			}
+		})
+	}
+}
