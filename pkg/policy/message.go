@@ -53,7 +53,7 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 			carried = "(empty)"
 		}
 		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, safe(carried), env)
-		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the requester's ServiceAccount or namespace", key, env, key)
+		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the ServiceAccount or namespace of the requester", key, env, key)
 	case EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
 		cure = "Declare it by adding " + declaration(n, s)

@@ -72,7 +72,7 @@ func TestMessages(t *testing.T) {
 			create("n alpha!", "production", defaults()),
 			"solepod: the pod carries the label airflow-environment=alpha but its requester belongs to environment production. " + task + asked +
 				"Set airflow-environment to production in the labels of the operator, " +
-				"or correct the label airflow-environment on the requester's ServiceAccount or namespace [EnvironmentMismatch]",
+				"or correct the label airflow-environment on the ServiceAccount or namespace of the requester [EnvironmentMismatch]",
 		},
 		"not declared": {
 			create("n production~", "production", require),
@@ -118,16 +118,21 @@ func TestMessagesAreSafe(t *testing.T) {
 	n.Pod.Labels[key] = hostile
 	x.Labels[key] = hostile + "!"
 	x.Name, x.Phase = hostile, "Run\nning"
+	mismatched := n
+	mismatched.Requester.Environment = hostile + "!"
+	denied := map[Reason]bool{}
 	for _, s := range []Settings{defaults(), {EnvironmentLabel: key}, {EnvironmentLabel: key, RequireDeclared: true}} {
 		for _, d := range []Decision{
 			Decide(n, []Existing{{Pod: x}}, s),
 			Decide(n, []Existing{{Pod: x, InFlight: true}}, s),
+			Decide(mismatched, nil, s),
 			DecideAccess(Access{Operation: Delete, Pod: x, Requester: n.Requester}, s),
 		} {
-			if d.Allowed && d.Message == "" {
+			if d.Allowed {
 				continue // both declared: nothing to say
 			}
-			if strings.ContainsAny(d.Message, "\"'`\n\r\t\\") && !strings.Contains(d.Message, "requester's") {
+			denied[d.Reason] = true
+			if strings.ContainsAny(d.Message, "\"'`\n\r\t\\") {
 				t.Errorf("unsafe: %.300q", d.Message)
 			}
 			if strings.Contains(d.Message, "exceeded quota") {
@@ -137,5 +142,9 @@ func TestMessagesAreSafe(t *testing.T) {
 				t.Errorf("%d bytes", len(d.Message))
 			}
 		}
+	}
+	want := map[Reason]bool{DuplicateEnvironment: true, InFlight: true, EnvironmentMismatch: true, ForeignEnvironment: true}
+	if diff := cmp.Diff(want, denied); diff != "" {
+		t.Error(diff)
 	}
 }
