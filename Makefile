@@ -17,7 +17,7 @@ demo: ## Replay the incident on an embedded control plane (no cluster needed)
 
 .PHONY: run
 run: ## Leave control plane and guard running, and print the KUBECONFIG
-	@$(GO) run ./test/demo -keep
+	@$(GO) build -o bin/demo ./test/demo && exec bin/demo -keep
 
 .PHONY: test
 test: controlplane ## Run all tests, unit and integration

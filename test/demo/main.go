@@ -191,6 +191,9 @@ func (d *demo) keep(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return nil
 	case <-g.Done():
+		if ctx.Err() != nil {
+			return nil // Ctrl-C at a terminal reaches solepod as well
+		}
 		return fmt.Errorf("solepod has ended: %w", g.Err())
 	}
 }
