@@ -88,12 +88,12 @@ func badRequest(format string, args ...any) error {
 func (r *reviewer) failed(ctx context.Context, err error) admission.Response {
 	status := metav1.Status{Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError}
 	var known apierrors.APIStatus
-	if errors.As(err, &known) && known.Status().Code >= http.StatusBadRequest {
-		status.Code, status.Reason = known.Status().Code, known.Status().Reason
-	}
-	// What solepod may not read, or has lost, is no fault of the requester's.
-	if status.Code < http.StatusInternalServerError && status.Code != http.StatusBadRequest {
-		status.Code, status.Reason = http.StatusInternalServerError, metav1.StatusReasonInternalError
+	if errors.As(err, &known) {
+		// Any other 4xx is the API server's answer to solepod, such as 403 for
+		// what it may not read, and no fault of the requester's.
+		if code := known.Status().Code; code == http.StatusBadRequest || code >= http.StatusInternalServerError {
+			status.Code, status.Reason = code, known.Status().Reason
+		}
 	}
 	status.Status = metav1.StatusFailure
 	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -259,6 +260,15 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			"500 solepod cannot decide on this pod: reading the environment of ServiceAccount airflow-alpha/airflow: connection refused",
 			"500 solepod cannot decide on this pod: reading the environment of ServiceAccount airflow-alpha/airflow: connection refused"},
 		"the API server is down, Allow": {nil, config.OnErrorAllow, "allow", "allow"},
+		"solepod may not read the pods": {func(h *hooks) {
+			h.guard.pods.live = interceptor.NewClient(cluster(t), interceptor.Funcs{
+				Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+					return apierrors.NewForbidden(corev1.Resource("pods"), "x", errors.New("no RBAC"))
+				},
+			})
+			h.stamp.resolver.Live = cluster(t)
+			h.guard.resolver.Live = cluster(t)
+		}, config.OnErrorDeny, "patch ", "500 solepod cannot decide on this pod: reading pod data-jobs/x: pods"},
 		"the caches are filling": {func(h *hooks) {
 			h.stamp.synced = func() bool { return false }
 			h.guard.synced = h.stamp.synced
@@ -273,7 +283,7 @@ func TestErrorsOfOurOwn(t *testing.T) {
 				if got := outcome(answer); !strings.HasPrefix(got, want) {
 					t.Errorf("%T: %s, want %s", handler, got, want)
 				}
-				if answer.Allowed && len(answer.Warnings) != 1 {
+				if tc.onError == config.OnErrorAllow && len(answer.Warnings) != 1 {
 					t.Errorf("%T: admitted without a warning", handler)
 				}
 			}
