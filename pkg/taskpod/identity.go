@@ -57,8 +57,8 @@ func (p Pod) Identity() (id Identity, ok bool) {
 // pod of the other, environments aside. This is the case for equal
 // identities, and for a mapped and an unmapped pod of the same task: the
 // unmapped one's selector does not mention map_index at all, so it matches
-// every index (read off 4.4.0 to 10.25.0; it happens when two environments
-// run different versions of one DAG).
+// every index (read off 4.4.0 to 10.25.0, and run with the latter; it happens
+// when two environments run different versions of one DAG).
 func (i Identity) Overlaps(other Identity) bool {
 	return i == other || i.AnyIndex() == other.AnyIndex() && (!i.Mapped || !other.Mapped)
 }
