@@ -150,17 +150,16 @@ func (o *serveOptions) restConfig() (*rest.Config, error) {
 }
 
 func (o *serveOptions) logger(w io.Writer) (logr.Logger, error) {
-	var options slog.HandlerOptions
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return logr.Discard(), fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)
 	}
-	options.Level = level
+	options := &slog.HandlerOptions{Level: level}
 	switch o.logFormat {
 	case "json":
-		return logr.FromSlogHandler(slog.NewJSONHandler(w, &options)), nil
+		return logr.FromSlogHandler(slog.NewJSONHandler(w, options)), nil
 	case "text":
-		return logr.FromSlogHandler(slog.NewTextHandler(w, &options)), nil
+		return logr.FromSlogHandler(slog.NewTextHandler(w, options)), nil
 	}
 	return logr.Discard(), fmt.Errorf("--log-format %q: want json or text", o.logFormat)
 }

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 
@@ -120,25 +121,17 @@ func parse(content []byte) (Configuration, error) {
 
 func (c *Configuration) setDefaults() {
 	c.APIVersion, c.Kind = APIVersion, Kind
-	if c.EnvironmentLabel == "" {
-		c.EnvironmentLabel = taskpod.DefaultEnvironmentLabel
-	}
-	switch c.Injection {
-	case "":
-		c.Injection = InjectionStamp
-	case "false":
+	c.EnvironmentLabel = cmp.Or(c.EnvironmentLabel, taskpod.DefaultEnvironmentLabel)
+	c.Injection = cmp.Or(c.Injection, InjectionStamp)
+	if c.Injection == "false" {
 		c.Injection = InjectionOff // to YAML 1.1, an unquoted Off is a boolean
 	}
 	if c.SelectorIncludesLabels == nil {
 		yes := true
 		c.SelectorIncludesLabels = &yes
 	}
-	if c.Enforcement == "" {
-		c.Enforcement = EnforcementDeny
-	}
-	if c.OnError == "" {
-		c.OnError = OnErrorDeny
-	}
+	c.Enforcement = cmp.Or(c.Enforcement, EnforcementDeny)
+	c.OnError = cmp.Or(c.OnError, OnErrorDeny)
 }
 
 func (c *Configuration) validateType() field.ErrorList {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -48,11 +49,8 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 	var what, cure string
 	switch reason {
 	case EnvironmentMismatch:
-		carried := n.Pod.Environment(key)
-		if carried == "" {
-			carried = "(empty)"
-		}
-		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, safe(carried), env)
+		carried := cmp.Or(safe(n.Pod.Environment(key)), "(empty)")
+		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, carried, env)
 		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the ServiceAccount or namespace of the requester", key, env, key)
 	case EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
@@ -90,10 +88,7 @@ func howToSeparate(n Submission, s Settings) string {
 
 // declaration is what to add to Airflow.
 func declaration(n Submission, s Settings) string {
-	env := safe(n.Requester.Environment)
-	if env == "" {
-		env = "NAME"
-	}
+	env := cmp.Or(safe(n.Requester.Environment), "NAME")
 	return fmt.Sprintf("%s: %s to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy)", s.EnvironmentLabel, env)
 }
 
@@ -111,11 +106,8 @@ func describeTask(p taskpod.Pod) string {
 }
 
 func describePod(p taskpod.Pod, now time.Time, s Settings) string {
-	env := safe(p.Environment(s.EnvironmentLabel))
-	switch {
-	case env == "":
-		env = "unknown"
-	case p.Stamped:
+	env := orUnknown(p.Environment(s.EnvironmentLabel))
+	if p.Stamped && p.Environment(s.EnvironmentLabel) != "" {
 		env += " (stamped, not declared)"
 	}
 	return fmt.Sprintf("%s/%s, environment %s, %s, try %s, age %s",
@@ -123,30 +115,18 @@ func describePod(p taskpod.Pod, now time.Time, s Settings) string {
 }
 
 func describePhase(p taskpod.Pod) string {
-	phase := string(p.Phase)
-	if phase == "" {
-		phase = "unknown"
-	}
+	phase := "phase " + orUnknown(string(p.Phase))
 	if p.Deleting {
-		return "phase " + safe(phase) + " (being deleted)"
+		phase += " (being deleted)"
 	}
-	return "phase " + safe(phase)
+	return phase
 }
 
 func describeRequester(r Requester) string {
-	env := safe(r.Environment)
-	if env == "" {
-		env = "unknown"
-	}
-	return fmt.Sprintf("Requested by %s, environment %s", safe(r.Username), env)
+	return fmt.Sprintf("Requested by %s, environment %s", safe(r.Username), orUnknown(r.Environment))
 }
 
-func tryOf(p taskpod.Pod) string {
-	if try, ok := p.Labels[taskpod.LabelTry]; ok && try != "" {
-		return safe(try)
-	}
-	return "unknown"
-}
+func tryOf(p taskpod.Pod) string { return orUnknown(p.Labels[taskpod.LabelTry]) }
 
 func age(created, now time.Time) string {
 	if created.IsZero() {
@@ -154,6 +134,9 @@ func age(created, now time.Time) string {
 	}
 	return duration.HumanDuration(now.Sub(created))
 }
+
+// orUnknown is safe for words that may be missing.
+func orUnknown(word string) string { return cmp.Or(safe(word), "unknown") }
 
 // maxWord bounds what one word from outside can add to a message. It is the
 // longest name that the API server takes.

@@ -9,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -20,21 +19,21 @@ const (
 	indexAnyIndex = "solepod.identity-of-any-map-index"
 )
 
-func indexPods(ctx context.Context, indexer client.FieldIndexer) error {
-	keys := func(key func(taskpod.Identity) taskpod.Identity) client.IndexerFunc {
+// podIndexes says under which keys of each index a pod is found.
+func podIndexes() map[string]client.IndexerFunc {
+	by := func(key func(taskpod.Identity) string) client.IndexerFunc {
 		return func(object client.Object) []string {
 			id, ok := taskpod.FromMeta(object, "").Identity()
 			if !ok {
 				return nil
 			}
-			return []string{key(id).String()}
+			return []string{key(id)}
 		}
 	}
-	exact := func(id taskpod.Identity) taskpod.Identity { return id }
-	if err := indexer.IndexField(ctx, environment.Object("Pod"), indexIdentity, keys(exact)); err != nil {
-		return err
+	return map[string]client.IndexerFunc{
+		indexIdentity: by(taskpod.Identity.String),
+		indexAnyIndex: by(func(id taskpod.Identity) string { return id.AnyIndex().String() }),
 	}
-	return indexer.IndexField(ctx, environment.Object("Pod"), indexAnyIndex, keys(taskpod.Identity.AnyIndex))
 }
 
 // podReader finds the pods that an admission could collide with.
@@ -46,22 +45,22 @@ type podReader struct {
 // is not in the cache: they count as live.
 func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Existing, error) {
 	if !id.Mapped {
-		return r.lookup(ctx, id.Namespace, indexAnyIndex, id)
+		return r.lookup(ctx, indexAnyIndex, id)
 	}
 	// Of a mapped task, only the pod of the same index and one without any
 	// can overlap. A task can have thousands of others.
-	same, err := r.lookup(ctx, id.Namespace, indexIdentity, id)
+	same, err := r.lookup(ctx, indexIdentity, id)
 	if err != nil {
 		return nil, err
 	}
-	unmapped, err := r.lookup(ctx, id.Namespace, indexIdentity, id.AnyIndex())
+	unmapped, err := r.lookup(ctx, indexIdentity, id.AnyIndex())
 	return append(same, unmapped...), err
 }
 
-func (r podReader) lookup(ctx context.Context, namespace, index string, id taskpod.Identity) ([]policy.Existing, error) {
+func (r podReader) lookup(ctx context.Context, index string, id taskpod.Identity) ([]policy.Existing, error) {
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-	err := r.cache.List(ctx, &list, client.InNamespace(namespace), client.MatchingFields{index: id.String()},
+	err := r.cache.List(ctx, &list, client.InNamespace(id.Namespace), client.MatchingFields{index: id.String()},
 		client.UnsafeDisableDeepCopy) // read only
 	if err != nil {
 		return nil, fmt.Errorf("looking up pods of %s: %w", id, err)

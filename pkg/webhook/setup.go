@@ -59,8 +59,10 @@ func hook(handler admission.Handler) http.Handler {
 // with a manager that was made with CacheOptions. It returns a function that
 // reports whether the caches are filled.
 func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) (synced func() bool, err error) {
-	if err := indexPods(ctx, mgr.GetFieldIndexer()); err != nil {
-		return nil, fmt.Errorf("indexing pods: %w", err)
+	for index, keys := range podIndexes() {
+		if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), index, keys); err != nil {
+			return nil, fmt.Errorf("indexing pods: %w", err)
+		}
 	}
 	var informers []cache.Informer
 	for _, kind := range []string{"Pod", "Namespace", "ServiceAccount"} {

@@ -60,21 +60,13 @@ func newHooks(cached, live client.Reader, change func(*hooks)) *hooks {
 // cluster is a fake API server with Airflow alpha and the given pods.
 func cluster(t *testing.T, pods ...*corev1.Pod) client.WithWatch {
 	t.Helper()
-	key := func(key func(taskpod.Identity) string) client.IndexerFunc {
-		return func(o client.Object) []string {
-			id, ok := taskpod.FromMeta(o, "").Identity()
-			if !ok {
-				return nil
-			}
-			return []string{key(id)}
-		}
-	}
 	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).
-		WithIndex(&corev1.Pod{}, indexIdentity, key(taskpod.Identity.String)).
-		WithIndex(&corev1.Pod{}, indexAnyIndex, key(func(id taskpod.Identity) string { return id.AnyIndex().String() })).
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
 		}})
+	for index, keys := range podIndexes() {
+		builder.WithIndex(&corev1.Pod{}, index, keys)
+	}
 	for _, pod := range pods {
 		builder.WithObjects(pod)
 	}

@@ -65,10 +65,11 @@ func build(ctx context.Context, progress io.Writer, b Binary) (string, error) {
 			return path, nil
 		}
 	}
-	module, err := moduleDir(ctx)
+	root, err := Repository(ctx)
 	if err != nil {
 		return "", err
 	}
+	module := filepath.Join(root, "test", "controlplane", "binaries")
 	folder, err := cacheDir(module)
 	if err != nil {
 		return "", err
@@ -137,10 +138,9 @@ func runWithProgress(cmd *exec.Cmd, progress io.Writer, name string, total int) 
 	return nil
 }
 
-// moduleDir is the folder of the nested module, beside this package's source.
-func moduleDir(ctx context.Context) (string, error) {
-	dir, err := output(goCommand(ctx, "", "list", "-f", "{{.Dir}}", "github.com/solepod/solepod/test/controlplane"))
-	return filepath.Join(dir, "binaries"), err
+// Repository is the root folder of solepod's source.
+func Repository(ctx context.Context) (string, error) {
+	return output(goCommand(ctx, "", "list", "-m", "-f", "{{.Dir}}", "github.com/solepod/solepod"))
 }
 
 // cacheDir is a folder for exactly these versions.

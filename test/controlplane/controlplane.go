@@ -60,10 +60,13 @@ var kwokStages []byte
 type ControlPlane struct {
 	// Config is an administrator's.
 	Config *rest.Config
+	// Admin is a client with it.
+	Admin client.Client
 	// Kubeconfig is the path of a file with the same.
 	Kubeconfig string
+	// Dir is a folder for what goes with the control plane; Stop removes it.
+	Dir string
 
-	dir       string
 	env       *envtest.Environment
 	processes []*Process
 }
@@ -89,7 +92,7 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &ControlPlane{dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig")}
+	c := &ControlPlane{Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Stop())
@@ -104,6 +107,9 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: paths[Etcd]}
 	if c.Config, err = c.env.Start(); err != nil {
 		return nil, fmt.Errorf("starting kube-apiserver and etcd: %w", err)
+	}
+	if c.Admin, err = client.New(c.Config, client.Options{}); err != nil {
+		return nil, err
 	}
 	if err = os.WriteFile(c.Kubeconfig, c.env.KubeConfig, 0o600); err != nil {
 		return nil, err
@@ -126,22 +132,18 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 }
 
 func (c *ControlPlane) startNode(ctx context.Context, kwok string) error {
-	stages := filepath.Join(c.dir, "kwok.yaml")
+	stages := filepath.Join(c.Dir, "kwok.yaml")
 	if err := os.WriteFile(stages, kwokStages, 0o600); err != nil {
 		return err
 	}
-	admin, err := client.New(c.Config, client.Options{})
-	if err != nil {
-		return err
-	}
-	if err := admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}); err != nil {
+	if err := c.Admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}); err != nil {
 		return err
 	}
 	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-all-nodes", "--server-address=127.0.0.1:0")
 }
 
 func (c *ControlPlane) start(path string, args ...string) error {
-	p, err := StartProcess(exec.Command(path, args...), filepath.Join(c.dir, filepath.Base(path)+".log"))
+	p, err := StartProcess(exec.Command(path, args...), filepath.Join(c.Dir, filepath.Base(path)+".log"))
 	if err == nil {
 		c.processes = append(c.processes, p)
 	}
@@ -157,23 +159,19 @@ func (c *ControlPlane) Stop() error {
 	if c.env != nil {
 		errs = append(errs, c.env.Stop())
 	}
-	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
+	return errors.Join(append(errs, os.RemoveAll(c.Dir))...)
 }
 
 // ServiceAccount returns the configuration of a client that authenticates as a
 // ServiceAccount, by a token that the API server issues. The ServiceAccount is
 // created if it does not exist.
 func (c *ControlPlane) ServiceAccount(ctx context.Context, namespace, name string) (*rest.Config, error) {
-	admin, err := client.New(c.Config, client.Options{})
-	if err != nil {
-		return nil, err
-	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-	if err := admin.Create(ctx, account); err != nil && !apierrors.IsAlreadyExists(err) {
+	if err := c.Admin.Create(ctx, account); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, err
 	}
 	token := &authenticationv1.TokenRequest{}
-	if err := admin.SubResource("token").Create(ctx, account, token); err != nil {
+	if err := c.Admin.SubResource("token").Create(ctx, account, token); err != nil {
 		return nil, fmt.Errorf("requesting a token for %s/%s: %w", namespace, name, err)
 	}
 	config := rest.AnonymousClientConfig(c.Config)
@@ -181,12 +179,17 @@ func (c *ControlPlane) ServiceAccount(ctx context.Context, namespace, name strin
 	return config, nil
 }
 
-// AllowPods lets a ServiceAccount do in a namespace what Airflow's chart lets
-// its workers do there.
-func AllowPods(ctx context.Context, admin client.Client, inNamespace, accountNamespace, accountName string) error {
+// Airflow returns the configuration of a client that authenticates as a
+// ServiceAccount and may do with the pods of a namespace what Airflow's chart
+// lets its workers do.
+func (c *ControlPlane) Airflow(ctx context.Context, accountNamespace, accountName, podNamespace string) (*rest.Config, error) {
+	config, err := c.ServiceAccount(ctx, accountNamespace, accountName)
+	if err != nil {
+		return nil, err
+	}
 	name := "airflow-" + accountNamespace + "-" + accountName
 	role := &rbacv1.Role{
-		ObjectMeta: metav1.ObjectMeta{Namespace: inNamespace, Name: name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: podNamespace, Name: name},
 		Rules: []rbacv1.PolicyRule{{
 			APIGroups: []string{""},
 			Resources: []string{"pods", "pods/log", "pods/exec"},
@@ -194,22 +197,22 @@ func AllowPods(ctx context.Context, admin client.Client, inNamespace, accountNam
 		}},
 	}
 	binding := &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: inNamespace, Name: name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: podNamespace, Name: name},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: name},
 		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: accountNamespace, Name: accountName}},
 	}
 	for _, object := range []client.Object{role, binding} {
-		if err := admin.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
-			return err
+		if err := c.Admin.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, err
 		}
 	}
 	// The API server's authorizer learns of it by a watch.
-	return wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+	return config, wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 			User:               serviceaccount.MakeUsername(accountNamespace, accountName),
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: inNamespace, Verb: "create", Resource: "pods"},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: podNamespace, Verb: "create", Resource: "pods"},
 		}}
-		err := admin.Create(ctx, review)
+		err := c.Admin.Create(ctx, review)
 		return review.Status.Allowed, err
 	})
 }

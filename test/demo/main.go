@@ -27,6 +27,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/incident"
 )
 
 const jobs = "data-jobs"
@@ -61,9 +62,9 @@ func run(ctx context.Context, out io.Writer, keep bool) (err error) {
 
 // demo is the stage: namespaces, and a client for each Airflow.
 type demo struct {
-	out                      io.Writer
-	plane                    *controlplane.ControlPlane
-	admin, alpha, production client.Client
+	out               io.Writer
+	plane             *controlplane.ControlPlane
+	alpha, production client.Client
 }
 
 func newDemo(ctx context.Context, out io.Writer, plane *controlplane.ControlPlane) (*demo, error) {
@@ -72,15 +73,12 @@ func newDemo(ctx context.Context, out io.Writer, plane *controlplane.ControlPlan
 	if err != nil {
 		return nil, err
 	}
-	if d.admin, err = client.New(plane.Config, client.Options{}); err != nil {
-		return nil, err
-	}
 	for _, namespace := range []*corev1.Namespace{
 		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-production", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "production"}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: jobs}},
 	} {
-		if err := d.admin.Create(ctx, namespace); err != nil {
+		if err := d.plane.Admin.Create(ctx, namespace); err != nil {
 			return nil, err
 		}
 	}
@@ -108,11 +106,8 @@ func serverVersion(plane *controlplane.ControlPlane) (string, error) {
 
 // airflow is a client with the token of an Airflow's ServiceAccount.
 func (d *demo) airflow(ctx context.Context, namespace string) (client.Client, error) {
-	config, err := d.plane.ServiceAccount(ctx, namespace, "airflow")
+	config, err := d.plane.Airflow(ctx, namespace, "airflow", jobs)
 	if err != nil {
-		return nil, err
-	}
-	if err := controlplane.AllowPods(ctx, d.admin, jobs, namespace, "airflow"); err != nil {
 		return nil, err
 	}
 	return client.New(config, client.Options{})
@@ -213,22 +208,7 @@ func (d *demo) guard(ctx context.Context) (*guard.Guard, error) {
 // create submits the incident's pod as an Airflow does, declared or not, and
 // lets it run, which is a kubelet's part.
 func (d *demo) create(ctx context.Context, airflow client.Client, environment, name string, declared bool) (taskpod.Pod, error) {
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: jobs, Name: name,
-			Labels: map[string]string{
-				"dag_id":                  "foo-bar-dag-id",
-				"task_id":                 "foo-bar-task-id",
-				"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
-				"kubernetes_pod_operator": "True",
-				"try_number":              "1",
-			},
-		},
-		Spec: corev1.PodSpec{
-			RestartPolicy: corev1.RestartPolicyNever,
-			Containers:    []corev1.Container{{Name: "base", Image: "export-action-log"}},
-		},
-	}
+	pod := incident.Pod(jobs, name)
 	if declared {
 		pod.Labels[taskpod.DefaultEnvironmentLabel] = environment
 	}
@@ -239,7 +219,7 @@ func (d *demo) create(ctx context.Context, airflow client.Client, environment, n
 	}
 	d.say("%-10s  creates %s: admitted", environment, name)
 	pod.Status.Phase = corev1.PodRunning
-	return taskpod.FromMeta(pod, pod.Status.Phase), d.admin.Status().Update(ctx, pod)
+	return taskpod.FromMeta(pod, pod.Status.Phase), d.plane.Admin.Status().Update(ctx, pod)
 }
 
 // showLog prints a rejection as the task log of Airflow does: the exception of
@@ -264,7 +244,7 @@ func (d *demo) showLog(err error) error {
 // it, and fails if that is not what was expected.
 func (d *demo) show(ctx context.Context, want ...int) error {
 	var list corev1.PodList
-	if err := d.admin.List(ctx, &list, client.InNamespace(jobs)); err != nil {
+	if err := d.plane.Admin.List(ctx, &list, client.InNamespace(jobs)); err != nil {
 		return err
 	}
 	var got []int
@@ -274,7 +254,7 @@ func (d *demo) show(ctx context.Context, want ...int) error {
 		pod := taskpod.FromMeta(&list.Items[i], list.Items[i].Status.Phase)
 		var found corev1.PodList
 		selector := client.MatchingLabelsSelector{Selector: pod.Selector(taskpod.DefaultEnvironmentLabel)}
-		if err := d.admin.List(ctx, &found, client.InNamespace(jobs), selector); err != nil {
+		if err := d.plane.Admin.List(ctx, &found, client.InNamespace(jobs), selector); err != nil {
 			return err
 		}
 		got = append(got, len(found.Items))
@@ -300,5 +280,5 @@ func (d *demo) show(ctx context.Context, want ...int) error {
 
 // clear removes the pods of an act.
 func (d *demo) clear(ctx context.Context) error {
-	return d.admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(jobs), client.GracePeriodSeconds(0))
+	return d.plane.Admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(jobs), client.GracePeriodSeconds(0))
 }

@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
+	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
 )
 
@@ -69,7 +70,7 @@ type Guard struct {
 // builds solepod and runs it as its own ServiceAccount with its own RBAC.
 // Install waits until it is ready and makes the API server call it.
 func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ *Guard, err error) {
-	root, err := repository(ctx)
+	root, err := controlplane.Repository(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +79,11 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		return nil, fmt.Errorf("applying %s: %w", manifest, err)
 	}
 	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifest}}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Stop())
+		}
+	}()
 	if err := g.webhooks.PrepWithoutInstalling(); err != nil {
 		return nil, err
 	}
@@ -92,13 +98,9 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	if g.dir, err = os.MkdirTemp("", "solepod-guard-"); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, g.Stop())
-		}
-	}()
 
-	binary := filepath.Join(g.dir, "solepod")
+	// One for all guards of a control plane: it is linked only once.
+	binary := filepath.Join(plane.Dir, "solepod")
 	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/solepod")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
@@ -170,6 +172,20 @@ func (g *Guard) Metrics(ctx context.Context) ([]byte, error) {
 	return get(ctx, "http://"+g.MetricsAddress+"/metrics")
 }
 
+// Calls is how many reviews the hook at a path has answered.
+func (g *Guard) Calls(ctx context.Context, path string) (int, error) {
+	metrics, err := g.Metrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	line := regexp.MustCompile(`(?m)^controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} (\d+)$`)
+	match := line.FindSubmatch(metrics)
+	if match == nil {
+		return 0, fmt.Errorf("no count of requests for %s in the metrics", path)
+	}
+	return strconv.Atoi(string(match[1]))
+}
+
 func get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -219,13 +235,6 @@ func (g *Guard) Install(ctx context.Context) error {
 // waitCalled waits until the API server, which learns of webhook configurations
 // by a watch, sends reviews to both hooks, by dry runs of a task pod.
 func (g *Guard) waitCalled(ctx context.Context) error {
-	admin, err := client.New(g.plane.Config, client.Options{})
-	if err != nil {
-		return err
-	}
-	called := func(path string) *regexp.Regexp {
-		return regexp.MustCompile(`(?m)^controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} [1-9]`)
-	}
 	return wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		probe := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "solepod-probe", Labels: map[string]string{
@@ -233,26 +242,23 @@ func (g *Guard) waitCalled(ctx context.Context) error {
 			}},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "base", Image: "probe"}}},
 		}
-		if err := admin.Create(ctx, probe, client.DryRunAll); err != nil {
+		if err := g.plane.Admin.Create(ctx, probe, client.DryRunAll); err != nil {
 			return false, err
 		}
-		metrics, err := g.Metrics(ctx)
-		return called("/stamp").Match(metrics) && called("/guard").Match(metrics), err
+		stamped, stampErr := g.Calls(ctx, webhook.StampPath)
+		asked, guardErr := g.Calls(ctx, webhook.GuardPath)
+		return stamped > 0 && asked > 0, errors.Join(stampErr, guardErr)
 	})
 }
 
 // Uninstall removes the webhook configurations.
 func (g *Guard) Uninstall(ctx context.Context) error {
-	admin, err := client.New(g.plane.Config, client.Options{})
-	if err != nil {
-		return err
-	}
 	var errs []error
 	for _, object := range []client.Object{
 		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}},
 		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}},
 	} {
-		errs = append(errs, client.IgnoreNotFound(admin.Delete(ctx, object)))
+		errs = append(errs, client.IgnoreNotFound(g.plane.Admin.Delete(ctx, object)))
 	}
 	return errors.Join(errs...)
 }
@@ -269,10 +275,6 @@ func (g *Guard) Stop() error {
 // apply creates or updates the objects of a manifest, webhook configurations
 // excepted.
 func apply(ctx context.Context, plane *controlplane.ControlPlane, manifest string) error {
-	admin, err := client.New(plane.Config, client.Options{})
-	if err != nil {
-		return err
-	}
 	content, err := os.ReadFile(manifest)
 	if err != nil {
 		return err
@@ -287,16 +289,11 @@ func apply(ctx context.Context, plane *controlplane.ControlPlane, manifest strin
 		if object.Object == nil || strings.HasSuffix(object.GetKind(), "WebhookConfiguration") {
 			continue
 		}
-		err := admin.Apply(ctx, client.ApplyConfigurationFromUnstructured(&object), client.FieldOwner("solepod-test"), client.ForceOwnership)
+		err := plane.Admin.Apply(ctx, client.ApplyConfigurationFromUnstructured(&object), client.FieldOwner("solepod-test"), client.ForceOwnership)
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}
 	}
-}
-
-func repository(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/solepod/solepod").Output()
-	return strings.TrimSpace(string(out)), err
 }
 
 func freeAddress(ctx context.Context) (string, error) {

@@ -1,13 +1,11 @@
 package integration
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
@@ -15,11 +13,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
@@ -299,35 +296,31 @@ func TestRequesterEnvironment(t *testing.T) {
 		}
 	}
 	// The stamp follows the labels as soon as the guard's watch has seen them.
-	eventually := func(c client.Client, want string) {
+	stamped := func(c client.Client, want string) {
 		t.Helper()
-		var got string
-		err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 30*time.Second, true, func(context.Context) (bool, error) {
+		eventually(t, func() error {
 			pod := w.pod("x run_id=" + want)
-			if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
-				return false, err
+			err := c.Create(t.Context(), pod, client.DryRunAll)
+			if got := pod.Labels["airflow-environment"]; err == nil && got != want {
+				err = fmt.Errorf("stamped %q, want %q", got, want)
 			}
-			got = pod.Labels["airflow-environment"]
-			return got == want, nil
+			return err
 		})
-		if err != nil {
-			t.Errorf("stamped %q, want %q: %v", got, want, err)
-		}
 	}
 	airflow := w.airflow("alpha")
-	eventually(airflow, "alpha") // its namespace's
+	stamped(airflow, "alpha") // its namespace's
 
 	// Two releases in one namespace: the ServiceAccount's label goes first.
 	label(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "requester-alpha", Name: "airflow"}}, "beta")
-	eventually(airflow, "beta")
+	stamped(airflow, "beta")
 
 	// Somebody without an environment has the one of the pod's namespace.
 	unknown := w.as(w.jobs, "unknown")
-	eventually(unknown, "")
+	stamped(unknown, "")
 	label(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.jobs}}, "gamma")
-	eventually(unknown, "gamma")
-	eventually(w.admin, "gamma") // not a ServiceAccount at all
-	eventually(airflow, "beta")
+	stamped(unknown, "gamma")
+	stamped(w.admin, "gamma") // not a ServiceAccount at all
+	stamped(airflow, "beta")
 }
 
 func TestUpdateThatMakesATaskPod(t *testing.T) {
@@ -376,13 +369,13 @@ func TestJobPods(t *testing.T) {
 	if err := w.admin.Create(t.Context(), job); err != nil {
 		t.Fatal(err)
 	}
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		err := w.admin.Get(ctx, client.ObjectKeyFromObject(job), job)
-		return job.Status.Succeeded == three, err
+	eventually(t, func() error {
+		err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(job), job)
+		if err == nil && job.Status.Succeeded != three {
+			err = fmt.Errorf("%+v", job.Status)
+		}
+		return err
 	})
-	if err != nil {
-		t.Fatalf("%v: %+v", err, job.Status)
-	}
 	// And they stand in nobody's way.
 	w.mustCreate(w.airflow("alpha"), "x")
 }
@@ -395,13 +388,13 @@ func TestPodsThatRun(t *testing.T) {
 	pod := w.mustCreate(alpha, "x run")
 	phase := func(want corev1.PodPhase) {
 		t.Helper()
-		err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-			err := w.admin.Get(ctx, client.ObjectKeyFromObject(pod), pod)
-			return pod.Status.Phase == want, err
+		eventually(t, func() error {
+			err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(pod), pod)
+			if err == nil && pod.Status.Phase != want {
+				err = fmt.Errorf("phase %s, want %s", pod.Status.Phase, want)
+			}
+			return err
 		})
-		if err != nil {
-			t.Fatalf("%v: phase %s", err, pod.Status.Phase)
-		}
 	}
 	phase(corev1.PodRunning)
 	_, err := w.create(production, "y")
@@ -444,13 +437,11 @@ func TestEnforcement(t *testing.T) {
 // it was admitted.
 func warningsOf(t *testing.T, w *world) []string {
 	t.Helper()
-	w.airflow("production")
-	config, err := plane.ServiceAccount(t.Context(), w.prefix+"-production", "airflow")
+	config, err := plane.Airflow(t.Context(), w.prefix+"-production", "airflow", w.jobs)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var warnings recorder
-	config = rest.CopyConfig(config)
 	config.WarningHandler = &warnings
 	w.mustCreate(newClient(t, config), "y")
 	return warnings
@@ -490,14 +481,13 @@ func TestWhatTheHooksAreSpared(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{})
 	w := newWorld(t, "spared")
 	alpha := w.airflow("alpha")
-	calls := func(path string) string {
+	calls := func(path string) int {
 		t.Helper()
-		metrics, err := g.Metrics(t.Context())
+		n, err := g.Calls(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		line := regexp.MustCompile(`controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} (\d+)`)
-		return string(line.FindSubmatch(metrics)[1])
+		return n
 	}
 	own := w.mustCreate(alpha, "own run_id=own")
 	controller := true
@@ -527,14 +517,14 @@ func TestWhatTheHooksAreSpared(t *testing.T) {
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			stamp, guard := calls("/stamp"), calls("/guard")
+			stamp, guard := calls(webhook.StampPath), calls(webhook.GuardPath)
 			if err := tc.do(); err != nil {
 				t.Fatal(err)
 			}
-			if called := calls("/stamp") != stamp; called != tc.stamped {
+			if called := calls(webhook.StampPath) != stamp; called != tc.stamped {
 				t.Errorf("stamp was called: %v", called)
 			}
-			if called := calls("/guard") != guard; called != tc.asked {
+			if called := calls(webhook.GuardPath) != guard; called != tc.asked {
 				t.Errorf("guard was called: %v", called)
 			}
 		})

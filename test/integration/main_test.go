@@ -8,13 +8,16 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/incident"
 )
 
 // plane is the control plane that the package's tests share; each test has
@@ -55,7 +58,7 @@ type world struct {
 // PREFIX-jobs; the first two are labelled with their environment.
 func newWorld(t *testing.T, prefix string) *world {
 	t.Helper()
-	w := &world{t: t, prefix: prefix, jobs: prefix + "-jobs", admin: newClient(t, plane.Config)}
+	w := &world{t: t, prefix: prefix, jobs: prefix + "-jobs", admin: plane.Admin}
 	for _, name := range []string{"alpha", "production", "jobs"} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: prefix + "-" + name}}
 		if name != "jobs" {
@@ -87,11 +90,8 @@ func (w *world) airflow(environment string) client.Client {
 // the jobs namespace what Airflow does.
 func (w *world) as(namespace, name string) client.Client {
 	w.t.Helper()
-	config, err := plane.ServiceAccount(w.t.Context(), namespace, name)
+	config, err := plane.Airflow(w.t.Context(), namespace, name, w.jobs)
 	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := controlplane.AllowPods(w.t.Context(), w.admin, w.jobs, namespace, name); err != nil {
 		w.t.Fatal(err)
 	}
 	return newClient(w.t, config)
@@ -102,19 +102,7 @@ func (w *world) as(namespace, name string) client.Client {
 // @key=value annotations, and "run" to have it run by the node.
 func (w *world) pod(line string) *corev1.Pod {
 	words := strings.Fields(line)
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: w.jobs, Name: words[0],
-			Labels: map[string]string{
-				"kubernetes_pod_operator": "True",
-				"dag_id":                  "foo-bar-dag-id",
-				"task_id":                 "foo-bar-task-id",
-				"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
-				"try_number":              "1",
-			},
-		},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "base", Image: "busybox"}}},
-	}
+	pod := incident.Pod(w.jobs, words[0])
 	if strings.HasSuffix(pod.Name, "-") {
 		pod.GenerateName, pod.Name = pod.Name, ""
 	}
@@ -134,6 +122,20 @@ func (w *world) pod(line string) *corev1.Pod {
 		}
 	}
 	return pod
+}
+
+// eventually waits until a condition holds, and fails the test with the last
+// error if it does not.
+func eventually(t *testing.T, condition func() error) {
+	t.Helper()
+	var last error
+	err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
+		last = condition()
+		return last == nil, nil
+	})
+	if err != nil {
+		t.Fatalf("%v: %v", err, last)
+	}
 }
 
 // create creates a pod and returns it as the API server stored it.

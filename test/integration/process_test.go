@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net/http"
@@ -26,7 +26,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/solepod/solepod/test/guard"
 )
@@ -92,13 +91,10 @@ func TestNotReadyWithoutCaches(t *testing.T) {
 	})
 	// It serves from the start, which is when the caches begin to fill.
 	var answer *admissionv1.AdmissionResponse
-	err = wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
+	eventually(t, func() (err error) {
 		answer, _, err = post(t, g, bytes.NewReader(review(t, w.pod("x"))))
-		return err == nil, nil
+		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if answer.Allowed || answer.Result.Code != http.StatusServiceUnavailable || !strings.Contains(answer.Result.Message, "the caches are still filling") {
 		t.Errorf("allowed %v: %+v", answer.Allowed, answer.Result)
 	}
@@ -121,13 +117,10 @@ func TestTLS(t *testing.T) {
 
 	// A new certificate is served without a restart.
 	g.CA = renew(t, g.CertDir)
-	err = wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-		_, _, err = post(t, g, bytes.NewReader(review(t, w.pod("x"))))
-		return err == nil, nil
+	eventually(t, func() error {
+		_, _, err := post(t, g, bytes.NewReader(review(t, w.pod("x"))))
+		return err
 	})
-	if err != nil {
-		t.Errorf("the renewed certificate is not served: %v", err)
-	}
 }
 
 // renew replaces the certificate in a folder by another, and returns the CA
@@ -167,18 +160,7 @@ func renew(t *testing.T, dir string) []byte {
 // On SIGTERM an admission that is under way is answered before the end.
 func TestDrain(t *testing.T) {
 	w := newWorld(t, "drain")
-	g, err := guard.Start(t.Context(), plane, guard.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(g.Uninstall(context.Background()), g.Stop()); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := g.Install(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	g := guard.Run(t, plane, guard.Options{})
 
 	// The request is under way as soon as the guard reads its body, half of
 	// which it gets only after it has begun to stop.
@@ -196,32 +178,23 @@ func TestDrain(t *testing.T) {
 	if _, err := writer.Write(body[:len(body)/2]); err != nil {
 		t.Fatal(err)
 	}
-	logged := func(line string) {
-		t.Helper()
-		err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-			log, err := os.ReadFile(g.Log)
-			return bytes.Contains(log, []byte(line)), err
-		})
-		if err != nil {
-			t.Fatalf("%q is not in the log: %v", line, err)
+	contains := func(where string, content []byte, err error, want string) error {
+		if err == nil && !bytes.Contains(content, []byte(want)) {
+			err = fmt.Errorf("%q is not in the %s", want, where)
 		}
+		return err
 	}
-	inFlight := func() bool {
+	eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return bytes.Contains(metrics, []byte(`controller_runtime_webhook_requests_in_flight{webhook="/guard"} 1`))
-	}
-	if err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-		return inFlight(), nil
-	}); err != nil {
-		t.Fatalf("the request did not begin: %v", err)
-	}
+		return contains("metrics", metrics, err, `controller_runtime_webhook_requests_in_flight{webhook="/guard"} 1`)
+	})
 	if err := g.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	logged("Shutting down webhook server")
+	eventually(t, func() error {
+		log, err := os.ReadFile(g.Log)
+		return contains("log", log, err, "Shutting down webhook server")
+	})
 	if _, err := writer.Write(body[len(body)/2:]); err != nil {
 		t.Fatal(err)
 	}
