@@ -98,7 +98,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme: scheme.Scheme,
 		Logger: log,
-		Cache:  webhook.CacheOptions(),
+		Cache:  webhook.CacheOptions(o.namespace),
 		WebhookServer: ctrlwebhook.NewServer(ctrlwebhook.Options{
 			Host: host, Port: port, CertDir: o.certDir,
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 }},
@@ -116,7 +116,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the API server: %w", err)
 	}
-	synced, err := webhook.Setup(ctx, mgr, cfg)
+	synced, err := webhook.Setup(ctx, mgr, o.namespace, cfg)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,10 @@ type Configuration struct {
 	// Enforcement says what a denial does. Default: Deny.
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
+	// Retries says what becomes of the pod of an earlier try, if the same
+	// environment creates one for a later try. Default: Allow.
+	Retries Retries `json:"retries,omitempty"`
+
 	// OnError says what happens to a task pod that solepod cannot decide on
 	// because the API server does not answer it. Default: Deny.
 	OnError OnError `json:"onError,omitempty"`
@@ -72,6 +76,18 @@ const (
 	EnforcementWarn Enforcement = "Warn"
 	// EnforcementAudit admits it and notes the denial in log and audit annotation.
 	EnforcementAudit Enforcement = "Audit"
+)
+
+// Retries is one of Allow and Supersede.
+type Retries string
+
+// Values of Retries.
+const (
+	// RetriesAllow leaves the earlier pod alone.
+	RetriesAllow Retries = "Allow"
+	// RetriesSupersede marks the earlier pod as checked, so that Airflow no
+	// longer finds it, and deletes it.
+	RetriesSupersede Retries = "Supersede"
 )
 
 // OnError is one of Deny and Allow.
@@ -131,6 +147,7 @@ func (c *Configuration) setDefaults() {
 		c.SelectorIncludesLabels = &yes
 	}
 	c.Enforcement = cmp.Or(c.Enforcement, EnforcementDeny)
+	c.Retries = cmp.Or(c.Retries, RetriesAllow)
 	c.OnError = cmp.Or(c.OnError, OnErrorDeny)
 }
 
@@ -155,6 +172,7 @@ func (c *Configuration) validate() field.ErrorList {
 	}
 	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)
 	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)
+	errs = append(errs, oneOf("retries", c.Retries, RetriesAllow, RetriesSupersede)...)
 	errs = append(errs, oneOf("onError", c.OnError, OnErrorDeny, OnErrorAllow)...)
 	return errs
 }
@@ -174,5 +192,6 @@ func (c *Configuration) Policy() policy.Settings {
 		EnvironmentLabel:       c.EnvironmentLabel,
 		RequireDeclared:        c.Injection == InjectionRequire,
 		SelectorIncludesLabels: *c.SelectorIncludesLabels,
+		SupersedeRetries:       c.Retries == RetriesSupersede,
 	}
 }

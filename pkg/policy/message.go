@@ -111,7 +111,7 @@ func describePod(p taskpod.Pod, now time.Time, s Settings) string {
 		env += " (stamped, not declared)"
 	}
 	return fmt.Sprintf("%s/%s, environment %s, %s, try %s, age %s",
-		safe(p.Namespace), safe(p.Name), env, describePhase(p), tryOf(p), age(p.Created, now))
+		safe(p.Namespace), orUnknown(p.Name), env, describePhase(p), tryOf(p), age(p.Created, now))
 }
 
 func describePhase(p taskpod.Pod) string {

@@ -146,6 +146,12 @@ func deny(reason Reason, existing *taskpod.Pod, message string) Decision {
 	return Decision{Reason: reason, Code: reason.code(), Message: message, Existing: existing}
 }
 
+// Contended is the decision on a submission in whose way something is that
+// changes too fast to be looked at: others are creating pods of this task.
+func Contended(n Submission, s Settings) Decision {
+	return deny(InFlight, nil, duplicateMessage(InFlight, n, taskpod.Pod{Namespace: n.Pod.Namespace}, s))
+}
+
 // decideAlone looks at the submission without its neighbours.
 func decideAlone(n Submission, s Settings) Reason {
 	known := n.Requester.Environment

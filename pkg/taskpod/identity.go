@@ -70,6 +70,16 @@ func (i Identity) AnyIndex() Identity {
 	return i
 }
 
+// Labels are the labels that name the identity in its namespace. The caller
+// may change the map.
+func (i Identity) Labels() map[string]string {
+	out := map[string]string{LabelDAG: i.DAG, LabelTask: i.Task, i.RunLabel: i.Run}
+	if i.Mapped {
+		out[LabelMapIndex] = i.MapIndex
+	}
+	return out
+}
+
 // String is the identity in one line, unique for valid label values.
 func (i Identity) String() string {
 	parts := []string{i.Namespace, i.DAG, i.Task, i.RunLabel + "=" + i.Run}
@@ -92,10 +102,8 @@ func (p Pod) Selector(environmentLabel string) labels.Selector {
 	if !ok {
 		return labels.Nothing()
 	}
-	want := labels.Set{LabelOperator: True, LabelDAG: id.DAG, LabelTask: id.Task, id.RunLabel: id.Run}
-	if id.Mapped {
-		want[LabelMapIndex] = id.MapIndex
-	}
+	want := labels.Set(id.Labels())
+	want[LabelOperator] = True
 	if environmentLabel != "" && p.Declares(environmentLabel) {
 		want[environmentLabel] = p.Environment(environmentLabel)
 	}

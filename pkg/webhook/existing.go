@@ -6,35 +6,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
-
-// Indexes of the pod cache, by identity and by identity without map index.
-const (
-	indexIdentity = "solepod.identity"
-	indexAnyIndex = "solepod.identity-of-any-map-index"
-)
-
-// podIndexes says under which keys of each index a pod is found.
-func podIndexes() map[string]client.IndexerFunc {
-	by := func(key func(taskpod.Identity) string) client.IndexerFunc {
-		return func(object client.Object) []string {
-			id, ok := taskpod.FromMeta(object, "").Identity()
-			if !ok {
-				return nil
-			}
-			return []string{key(id)}
-		}
-	}
-	return map[string]client.IndexerFunc{
-		indexIdentity: by(taskpod.Identity.String),
-		indexAnyIndex: by(func(id taskpod.Identity) string { return id.AnyIndex().String() }),
-	}
-}
 
 // podReader finds the pods that an admission could collide with.
 type podReader struct {
@@ -44,30 +21,25 @@ type podReader struct {
 // cached returns the known pods whose identity overlaps with id. Their phase
 // is not in the cache: they count as live.
 func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Existing, error) {
-	if !id.Mapped {
-		return r.lookup(ctx, indexAnyIndex, id)
+	type lookup struct {
+		index string
+		id    taskpod.Identity
 	}
-	// Of a mapped task, only the pod of the same index and one without any
-	// can overlap. A task can have thousands of others.
-	same, err := r.lookup(ctx, indexIdentity, id)
-	if err != nil {
-		return nil, err
+	lookups := []lookup{{claim.IndexFamily, id}}
+	if id.Mapped {
+		// Of a mapped task, only the pod of the same index and one without any
+		// can overlap. A task can have thousands of others.
+		lookups = []lookup{{claim.IndexClaim, id}, {claim.IndexClaim, id.AnyIndex()}}
 	}
-	unmapped, err := r.lookup(ctx, indexIdentity, id.AnyIndex())
-	return append(same, unmapped...), err
-}
-
-func (r podReader) lookup(ctx context.Context, index string, id taskpod.Identity) ([]policy.Existing, error) {
-	var list metav1.PartialObjectMetadataList
-	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-	err := r.cache.List(ctx, &list, client.InNamespace(id.Namespace), client.MatchingFields{index: id.String()},
-		client.UnsafeDisableDeepCopy) // read only
-	if err != nil {
-		return nil, fmt.Errorf("looking up pods of %s: %w", id, err)
-	}
-	existing := make([]policy.Existing, 0, len(list.Items))
-	for i := range list.Items {
-		existing = append(existing, policy.Existing{Pod: taskpod.FromMeta(&list.Items[i], "")})
+	var existing []policy.Existing
+	for _, l := range lookups {
+		pods, err := claim.ListPods(ctx, r.cache, l.index, claim.Name(l.id))
+		if err != nil {
+			return nil, err
+		}
+		for _, pod := range pods {
+			existing = append(existing, policy.Existing{Pod: pod})
+		}
 	}
 	return existing, nil
 }

@@ -2,16 +2,26 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 // Guard is the validating hook. It decides on the creation of task pods, and
@@ -21,7 +31,14 @@ type Guard struct {
 	settings    policy.Settings
 	enforcement config.Enforcement
 	pods        podReader
+	claims      claims
+	superseder  client.Writer
 	now         func() time.Time
+}
+
+// claims is what decides among creates at the same moment.
+type claims interface {
+	Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error)
 }
 
 // Handle implements admission.Handler.
@@ -54,11 +71,78 @@ func (g *Guard) handle(ctx context.Context, req admission.Request) (policy.Decis
 	if !pod.Guarded() {
 		return policy.Decision{Allowed: true}, nil
 	}
+	if err := validate(pod); err != nil {
+		return policy.Decision{}, err
+	}
 	requester, err := g.requester(ctx, req)
 	if err != nil {
 		return policy.Decision{}, err
 	}
-	return g.decide(ctx, policy.Submission{Pod: pod, Requester: requester, Now: g.now()})
+	n := policy.Submission{Pod: pod, Requester: requester, Now: g.now()}
+	known, err := g.decide(ctx, n)
+	if err != nil || !known.Allowed {
+		return known, err
+	}
+	// What is known admits the pod. The claim decides, beside what is too new
+	// to be known, and before anything is done.
+	dryRun := req.DryRun != nil && *req.DryRun
+	decision, err := g.claims.Take(ctx, n, dryRun)
+	if err != nil || !decision.Allowed || dryRun {
+		return decision, err
+	}
+	decision.Supersede = union(decision.Supersede, known.Supersede)
+	return decision, g.supersede(ctx, decision.Supersede)
+}
+
+func union(a, b []taskpod.Pod) []taskpod.Pod {
+	for _, pod := range b {
+		if !slices.ContainsFunc(a, func(p taskpod.Pod) bool { return p.UID == pod.UID }) {
+			a = append(a, pod)
+		}
+	}
+	return a
+}
+
+// validate refuses what no API server would ask about, because it has checked
+// it before: only valid words get into claims.
+func validate(pod taskpod.Pod) error {
+	metadata := field.NewPath("object", "metadata")
+	errs := metav1validation.ValidateLabels(pod.Labels, metadata.Child("labels"))
+	for _, problem := range apivalidation.NameIsDNSSubdomain(pod.Name, false) {
+		errs = append(errs, field.Invalid(metadata.Child("name"), pod.Name, problem))
+	}
+	for _, problem := range apivalidation.NameIsDNSLabel(pod.Namespace, false) {
+		errs = append(errs, field.Invalid(metadata.Child("namespace"), pod.Namespace, problem))
+	}
+	for _, problem := range apivalidation.NameIsDNSSubdomain(string(pod.UID), false) {
+		errs = append(errs, field.Invalid(metadata.Child("uid"), pod.UID, problem))
+	}
+	if len(errs) > 0 {
+		return badRequest("%v", errs.ToAggregate())
+	}
+	return nil
+}
+
+// supersede tells Airflow that it is done with the pods, and deletes them,
+// each only if it is still the very pod that was decided on.
+func (g *Guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
+	for _, pod := range pods {
+		object := environment.Object("Pod")
+		object.Namespace, object.Name = pod.Namespace, pod.Name
+		mark := fmt.Appendf(nil, `{"metadata":{"uid":%q,"labels":{%q:%q}}}`, pod.UID, taskpod.LabelChecked, taskpod.True)
+		err := g.superseder.Patch(ctx, object, client.RawPatch(types.MergePatchType, mark))
+		if err == nil {
+			err = g.superseder.Delete(ctx, object, client.Preconditions{UID: &pod.UID})
+		}
+		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+			continue // it is gone, or another pod now: superseded before, or ended by itself
+		}
+		if err != nil {
+			return fmt.Errorf("superseding pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+		ctrllog.FromContext(ctx).Info("Superseded", "pod", pod.Name, "podUID", pod.UID)
+	}
+	return nil
 }
 
 // decide asks the cache first. A denial is given only on what the API server

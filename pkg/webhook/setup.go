@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -31,11 +33,13 @@ const (
 )
 
 // CacheOptions are what a manager must cache for Setup: the metadata of task
-// pods, namespaces and ServiceAccounts, without the parts that nobody reads.
-func CacheOptions() cache.Options {
+// pods, namespaces and ServiceAccounts, and the claims in solepod's own
+// namespace, without the parts that nobody reads.
+func CacheOptions(namespace string) cache.Options {
 	return cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
+			&coordinationv1.Lease{}:   {Namespaces: map[string]cache.Config{namespace: {}}},
 			environment.Object("Pod"): {Label: labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True})},
 		},
 	}
@@ -43,7 +47,7 @@ func CacheOptions() cache.Options {
 
 // hook serves a handler, with what identifies a review on each of its log lines.
 func hook(handler admission.Handler) http.Handler {
-	return onlyV1(&admission.Webhook{
+	return withDeadline(onlyV1(&admission.Webhook{
 		Handler: handler,
 		LogConstructor: func(base logr.Logger, req *admission.Request) logr.Logger {
 			if req == nil {
@@ -52,14 +56,33 @@ func hook(handler admission.Handler) http.Handler {
 			return base.WithValues("operation", req.Operation, "namespace", req.Namespace, "name", req.Name,
 				"user", req.UserInfo.Username, "uid", req.UID)
 		},
+	}))
+}
+
+// withDeadline gives a review nine tenths of the time for which its sender
+// says, in the URL, that it waits. The rest is for the answer to travel. Only
+// the deadline ends it: the server's own context ends with SIGTERM, on which
+// running admissions are to be finished.
+func withDeadline(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		timeout, err := time.ParseDuration(r.URL.Query().Get("timeout"))
+		if err != nil || timeout <= 0 || timeout > maxTimeout {
+			timeout = maxTimeout
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), timeout*9/10)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
-// Setup registers the hooks, the caches they read and the readiness checks
-// with a manager that was made with CacheOptions. It returns a function that
+// maxTimeout is the longest that an API server waits for a webhook.
+const maxTimeout = 30 * time.Second
+
+// Setup registers the hooks, the caches they read, the claims' reconciler and
+// the readiness checks with a manager that was made with CacheOptions. It returns a function that
 // reports whether the caches are filled.
-func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) (synced func() bool, err error) {
-	for index, keys := range podIndexes() {
+func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration) (synced func() bool, err error) {
+	for index, keys := range claim.Indexes() {
 		if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), index, keys); err != nil {
 			return nil, fmt.Errorf("indexing pods: %w", err)
 		}
@@ -81,13 +104,27 @@ func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) (
 		return true
 	}
 
+	// Uncached, and on the connections that the manager has.
+	api, err := client.New(mgr.GetConfig(), client.Options{
+		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making a client: %w", err)
+	}
+	reconciler := &claim.Reconciler{
+		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Now: time.Now,
+	}
+	if err := reconciler.SetupWithManager(mgr); err != nil {
+		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
+	}
+
 	reviewer := reviewer{
 		onError: cfg.OnError,
 		synced:  synced,
 		resolver: environment.Resolver{
 			Label: cfg.EnvironmentLabel,
 			Cache: mgr.GetCache(),
-			Live:  mgr.GetAPIReader(),
+			Live:  api,
 		},
 	}
 	server := mgr.GetWebhookServer()
@@ -96,7 +133,9 @@ func Setup(ctx context.Context, mgr manager.Manager, cfg config.Configuration) (
 	}))
 	server.Register(GuardPath, hook(&Guard{
 		reviewer: reviewer, settings: cfg.Policy(), enforcement: cfg.Enforcement, now: time.Now,
-		pods: podReader{cache: mgr.GetCache(), live: mgr.GetAPIReader()},
+		pods:       podReader{cache: mgr.GetCache(), live: api},
+		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy()},
+		superseder: api,
 	}))
 
 	return synced, errors.Join(

@@ -18,12 +18,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -38,7 +40,7 @@ type hooks struct {
 	guard Guard
 }
 
-func newHooks(cached, live client.Reader, change func(*hooks)) *hooks {
+func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *hooks {
 	r := reviewer{
 		onError: config.OnErrorDeny, synced: func() bool { return true },
 		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
@@ -48,7 +50,8 @@ func newHooks(cached, live client.Reader, change func(*hooks)) *hooks {
 		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
 		guard: Guard{
 			reviewer: r, settings: cfg.Policy(), enforcement: cfg.Enforcement,
-			pods: podReader{cache: cached, live: live}, now: time.Now,
+			pods: podReader{cache: cached, live: live}, superseder: live, now: time.Now,
+			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy()},
 		},
 	}
 	if change != nil {
@@ -64,7 +67,7 @@ func cluster(t *testing.T, pods ...*corev1.Pod) client.WithWatch {
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
 		}})
-	for index, keys := range podIndexes() {
+	for index, keys := range claim.Indexes() {
 		builder.WithIndex(&corev1.Pod{}, index, keys)
 	}
 	for _, pod := range pods {
@@ -76,7 +79,7 @@ func cluster(t *testing.T, pods ...*corev1.Pod) client.WithWatch {
 func taskPod(name string) *corev1.Pod {
 	return &corev1.Pod{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: "data-jobs", Name: name, Labels: map[string]string{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "data-jobs", Name: name, UID: types.UID("uid-of-" + name), Labels: map[string]string{
 			"kubernetes_pod_operator": "True", "dag_id": "d", "task_id": "t", "run_id": "r", "try_number": "1",
 		}},
 	}

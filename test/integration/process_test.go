@@ -33,6 +33,7 @@ import (
 // review is a review of the creation of a pod, as the API server sends it.
 func review(t *testing.T, pod *corev1.Pod) []byte {
 	t.Helper()
+	pod.UID = "00000000-0000-0000-0000-000000000001"
 	raw, err := json.Marshal(pod)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,850 @@
+package claim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// This file explores all interleavings of creators, the Reconciler, the people
+// who delete pods, and time, over an in-memory API server: every order of every
+// single call to it. It is the real Take and the real Reconcile that run. They
+// are made to stop after each call by running them anew for each step: the
+// answers they have had so far are played to them again, the next call is
+// answered by the state of the moment, and the one after that stops them.
+
+// answer is what a call to the API server, the cache or the clock returned.
+type answer struct {
+	object any
+	err    error
+}
+
+// suspended is what a run panics with that has made its step.
+type suspended struct{}
+
+// run is a run of real code up to its next call.
+type run struct {
+	state   *state
+	answers []answer
+	played  int
+	stepped bool
+}
+
+// call answers one call, by an atomic operation on the state.
+func (r *run) call(operation func(*state) answer) answer {
+	if r.played == len(r.answers) {
+		if r.stepped {
+			panic(suspended{})
+		}
+		r.stepped = true
+		r.answers = append(slices.Clip(r.answers), operation(r.state))
+	}
+	r.played++
+	return r.answers[r.played-1]
+}
+
+// now is the time at the last call, so that it is no step of its own.
+func (r *run) now() time.Time {
+	if r.played == len(r.answers) {
+		r.answers = append(slices.Clip(r.answers), answer{object: r.state.now})
+	}
+	r.played++
+	return r.answers[r.played-1].object.(time.Time)
+}
+
+// step runs code up to its next call and reports whether it has come to its end.
+func (r *run) step(code func()) (ended bool) {
+	defer func() {
+		if p := recover(); p != nil && p != (suspended{}) {
+			panic(p)
+		}
+	}()
+	code()
+	return true
+}
+
+// store is the API server: linearizable, with resourceVersions and UIDs.
+type store struct {
+	leases map[string]*coordinationv1.Lease // objects are never changed, only replaced
+	pods   map[string]*corev1.Pod
+}
+
+func (s store) clone() store { return store{maps.Clone(s.leases), maps.Clone(s.pods)} }
+
+// server is the store as a run's API.
+type server struct{ *run }
+
+func notFound(name string) error  { return apierrors.NewNotFound(schema.GroupResource{}, name) }
+func conflict(name string) error  { return apierrors.NewConflict(schema.GroupResource{}, name, nil) }
+func duplicate(name string) error { return apierrors.NewAlreadyExists(schema.GroupResource{}, name) }
+
+func (s store) get(kind client.Object, name string) answer {
+	var object client.Object
+	switch kind.(type) {
+	case *coordinationv1.Lease:
+		if lease, ok := s.leases[name]; ok {
+			object = lease
+		}
+	case *corev1.Pod:
+		if pod, ok := s.pods[name]; ok {
+			object = pod
+		}
+	}
+	if object == nil {
+		return answer{err: notFound(name)}
+	}
+	return answer{object: object}
+}
+
+// into copies an answer into the caller's object.
+func (a answer) into(out client.Object) error {
+	if a.err != nil {
+		return a.err
+	}
+	switch out := out.(type) {
+	case *coordinationv1.Lease:
+		a.object.(*coordinationv1.Lease).DeepCopyInto(out)
+	case *corev1.Pod:
+		a.object.(*corev1.Pod).DeepCopyInto(out)
+	}
+	return nil
+}
+
+func (s server) Get(_ context.Context, key client.ObjectKey, out client.Object, _ ...client.GetOption) error {
+	return s.call(func(now *state) answer { return now.store.get(out, key.Name) }).into(out)
+}
+
+func (s server) Create(_ context.Context, in client.Object, _ ...client.CreateOption) error {
+	return s.call(func(now *state) answer {
+		if _, exists := now.leases[in.GetName()]; exists {
+			return answer{err: duplicate(in.GetName())}
+		}
+		return now.create(in)
+	}).err
+}
+
+func (s *state) create(in client.Object) answer {
+	lease := in.DeepCopyObject().(*coordinationv1.Lease)
+	s.incarnations++
+	lease.ResourceVersion, lease.UID = "1", types.UID(fmt.Sprint("lease-", s.incarnations))
+	s.leases[lease.Name] = lease
+	return answer{}
+}
+
+func (s server) Update(_ context.Context, in client.Object, _ ...client.UpdateOption) error {
+	return s.call(func(now *state) answer {
+		old, exists := now.leases[in.GetName()]
+		switch {
+		case !exists && in.GetResourceVersion() != "",
+			exists && in.GetResourceVersion() != "" && (old.ResourceVersion != in.GetResourceVersion() || old.UID != in.GetUID()):
+			return answer{err: conflict(in.GetName())}
+		}
+		if !exists {
+			return now.create(in)
+		}
+		lease := in.DeepCopyObject().(*coordinationv1.Lease)
+		lease.UID, lease.ResourceVersion = old.UID, old.ResourceVersion+"'"
+		now.leases[lease.Name] = lease
+		return answer{}
+	}).err
+}
+
+func (s server) Delete(_ context.Context, in client.Object, opts ...client.DeleteOption) error {
+	var o client.DeleteOptions
+	o.ApplyOptions(opts)
+	return s.call(func(now *state) answer {
+		old, exists := now.leases[in.GetName()]
+		if !exists {
+			return answer{err: notFound(in.GetName())}
+		}
+		if p := o.Preconditions; p != nil && (*p.UID != old.UID || *p.ResourceVersion != old.ResourceVersion) {
+			return answer{err: conflict(in.GetName())}
+		}
+		delete(now.leases, in.GetName())
+		return answer{}
+	}).err
+}
+
+// cached is the Reconciler's cache: the store as it was some time ago, pods
+// and Leases each by a watch of its own.
+type cached struct{ *run }
+
+func (c cached) Get(_ context.Context, key client.ObjectKey, out client.Object, _ ...client.GetOption) error {
+	return c.call(func(now *state) answer { return now.cache.get(out, key.Name) }).into(out)
+}
+
+func (c cached) List(_ context.Context, out client.ObjectList, opts ...client.ListOption) error {
+	var o client.ListOptions
+	o.ApplyOptions(opts)
+	claim, _ := o.FieldSelector.RequiresExactMatch(IndexClaim)
+	list := c.call(func(now *state) answer {
+		var items []metav1.PartialObjectMetadata
+		for _, name := range slices.Sorted(maps.Keys(now.cache.pods)) {
+			object := metav1.PartialObjectMetadata{ObjectMeta: now.cache.pods[name].ObjectMeta}
+			if slices.Contains(Indexes()[IndexClaim](&object), claim) {
+				items = append(items, object)
+			}
+		}
+		return answer{object: items}
+	}).object.([]metav1.PartialObjectMetadata)
+	out.(*metav1.PartialObjectMetadataList).Items = list
+	return nil
+}
+
+// creator is a client that asks the API server for a pod. The API server asks
+// a guard, once for each UID, as often as it repeats the request by itself.
+type creator struct {
+	pod  string // a line for newPod
+	uids []types.UID
+}
+
+// progress is how far a creator or the Reconciler has come.
+type progress struct {
+	phase   phase
+	attempt int
+	started time.Time
+	answers []answer
+	// dead is set once the API server has given the request up. What the guard
+	// does about it may go on.
+	dead bool
+	req  Request // of the Reconciler
+}
+
+type phase int
+
+const (
+	idle phase = iota
+	running
+	admitted
+	done
+)
+
+// scenario is what can happen, and how often.
+type scenario struct {
+	creators []creator
+	existing []string // pods that nobody has claimed, older than all that happens
+	// caches is set where guards know the pods that have been there for
+	// InFlight. Elsewhere they know nothing but claims.
+	caches bool
+	// deletions, marks (already_checked), expiries (of what is in flight) and
+	// runs of the Reconciler.
+	deletions, marks, expiries, reconciliations int
+}
+
+// state is a state of the world.
+type state struct {
+	store
+	cache        store
+	now          time.Time
+	incarnations int
+	known        map[string]*corev1.Pod // to the caches of all guards
+	gone         []types.UID            // deletions that the Reconciler's watch has told of
+	creators     []progress
+	reconciler   progress
+	left         scenario
+	path         []string
+}
+
+func (s *state) clone() *state {
+	out := *s
+	out.store, out.cache = s.store.clone(), s.cache.clone()
+	out.gone, out.creators = slices.Clone(s.gone), slices.Clone(s.creators)
+	out.path = append(slices.Clip(s.path), "")
+	return &out
+}
+
+// key is equal for states of the same future.
+func (s *state) key() string {
+	var b strings.Builder
+	write := func(s store) {
+		for _, name := range slices.Sorted(maps.Keys(s.leases)) {
+			l := s.leases[name]
+			fmt.Fprint(&b, name, l.UID, l.ResourceVersion, l.Annotations, ";")
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.pods)) {
+			fmt.Fprint(&b, name, s.pods[name].UID, s.pods[name].Labels[taskpod.LabelChecked], ";")
+		}
+		b.WriteString("|")
+	}
+	write(s.store)
+	write(s.cache)
+	for _, p := range append(slices.Clone(s.creators), s.reconciler) {
+		fmt.Fprint(&b, p.phase, p.attempt, p.dead, p.started.Unix(), p.req)
+		for _, a := range p.answers {
+			switch object := a.object.(type) {
+			case *coordinationv1.Lease:
+				fmt.Fprint(&b, object.UID, object.ResourceVersion, object.Annotations)
+			case *corev1.Pod:
+				fmt.Fprint(&b, object.UID, object.Labels[taskpod.LabelChecked])
+			case []metav1.PartialObjectMetadata:
+				for _, o := range object {
+					fmt.Fprint(&b, o.UID, o.Labels[taskpod.LabelChecked])
+				}
+			case time.Time:
+				fmt.Fprint(&b, object.Unix())
+			}
+			fmt.Fprint(&b, apierrors.ReasonForError(a.err), ",")
+		}
+		b.WriteString("|")
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.known)) {
+		fmt.Fprint(&b, name, s.known[name].UID, ";")
+	}
+	fmt.Fprint(&b, s.now.Unix(), s.gone, s.left.deletions, s.left.marks, s.left.expiries, s.left.reconciliations)
+	return b.String()
+}
+
+const envLabel = taskpod.DefaultEnvironmentLabel
+
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// newPod reads a pod from a line: its name, its environment with ! if declared
+// and ~ if stamped, and other labels.
+func newPod(line string, uid types.UID) *corev1.Pod {
+	words := strings.Fields(line)
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "jobs", Name: words[0], UID: uid, CreationTimestamp: metav1.NewTime(epoch),
+		Labels: map[string]string{
+			taskpod.LabelOperator: taskpod.True, taskpod.LabelDAG: "d", taskpod.LabelTask: "t", taskpod.LabelRun: "r", taskpod.LabelTry: "1",
+		},
+	}}
+	for _, word := range words[1:] {
+		if key, value, ok := strings.Cut(word, "="); ok {
+			pod.Labels[key] = value
+			continue
+		}
+		pod.Labels[envLabel] = strings.TrimRight(word, "!~")
+		if strings.HasSuffix(word, "~") {
+			pod.Annotations = map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped}
+		}
+	}
+	return pod
+}
+
+// protocol is the code under test: the real one, or one of the broken variants.
+type protocol struct {
+	server    func(*run) API // as guards see it
+	take      func(ctx context.Context, api API, n policy.Submission) policy.Decision
+	reconcile func(ctx context.Context, r *run, req Request)
+	// uid is a pod's UID, of which a variant may take another view.
+	uid func(pod string, uid types.UID) types.UID
+}
+
+var modelSettings = policy.Settings{EnvironmentLabel: envLabel, SelectorIncludesLabels: true}
+
+func realClaims(api API) *Claims {
+	fired := make(chan time.Time)
+	close(fired)
+	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings, after: func(time.Duration) <-chan time.Time { return fired }}
+}
+
+func realReconciler(cache client.Reader, api API, r *run) *Reconciler {
+	return &Reconciler{Cache: cache, API: api, Namespace: "solepod", Settings: modelSettings, Now: r.now}
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+func realProtocol() protocol {
+	return protocol{
+		server: func(r *run) API { return server{r} },
+		take: func(ctx context.Context, api API, n policy.Submission) policy.Decision {
+			return must(realClaims(api).Take(ctx, n, false))
+		},
+		reconcile: func(ctx context.Context, r *run, req Request) {
+			must(realReconciler(cached{r}, server{r}, r).Reconcile(ctx, req))
+		},
+		uid: func(_ string, uid types.UID) types.UID { return uid },
+	}
+}
+
+// explorer walks all states that can be reached.
+type explorer struct {
+	ctx      context.Context
+	scenario scenario
+	protocol protocol
+	seen     map[string]bool
+	ends     int
+	broken   func(problem string, path []string) // called for the first problem
+	stop     bool
+}
+
+func (e *explorer) explore(s *state) {
+	key := s.key()
+	if e.stop || e.seen[key] {
+		return
+	}
+	e.seen[key] = true
+	if problem := e.check(s); problem != "" {
+		e.stop = true
+		e.broken(problem, s.path)
+		return
+	}
+	moves := 0
+	next := func(what string, move func(*state)) {
+		if e.stop {
+			return
+		}
+		moves++
+		after := s.clone()
+		after.path[len(after.path)-1] = what
+		move(after)
+		e.explore(after)
+	}
+	for i := range s.creators {
+		e.movesOfCreator(s, i, next)
+	}
+	e.movesOfReconciler(s, next)
+	for _, name := range slices.Sorted(maps.Keys(s.pods)) {
+		if s.left.deletions > 0 {
+			next("delete "+name, func(s *state) { s.left.deletions--; delete(s.pods, name) })
+		}
+		if pod := s.pods[name]; s.left.marks > 0 && pod.Labels[taskpod.LabelChecked] == "" {
+			next("mark "+name, func(s *state) {
+				s.left.marks--
+				marked := pod.DeepCopy()
+				marked.Labels[taskpod.LabelChecked] = taskpod.True
+				s.pods[name] = marked
+			})
+		}
+	}
+	if s.left.expiries > 0 {
+		next("wait for InFlight", func(s *state) {
+			s.left.expiries--
+			s.now = s.now.Add(InFlight + markRenewal)
+			if e.scenario.caches {
+				s.known = maps.Clone(s.pods)
+			}
+			for i := range s.creators {
+				switch p := &s.creators[i]; p.phase {
+				case running:
+					p.dead = true
+				case admitted:
+					p.phase = done
+				}
+			}
+		})
+	}
+	if moves == 0 {
+		e.ends++
+		if problem := e.settle(s.clone()); problem != "" {
+			e.stop = true
+			e.broken(problem, s.path)
+		}
+	}
+}
+
+func (e *explorer) submission(i int, p progress) (policy.Submission, *corev1.Pod) {
+	c := e.scenario.creators[i]
+	pod := newPod(c.pod, c.uids[p.attempt])
+	pod.UID = e.protocol.uid(pod.Name, pod.UID)
+	return policy.Submission{Pod: taskpod.FromMeta(pod, ""), Now: p.started}, pod
+}
+
+func (e *explorer) movesOfCreator(s *state, i int, next func(string, func(*state))) {
+	p := s.creators[i]
+	n, pod := e.submission(i, p)
+	name := fmt.Sprintf("request %d (%s, %s)", i, pod.Name, pod.UID)
+	switch p.phase {
+	case idle, running:
+		next(name+" asks the guard", func(s *state) {
+			p := &s.creators[i]
+			if p.phase == idle {
+				p.phase, p.started = running, s.now
+				n.Now = s.now
+				if !s.decideFromCache(n).Allowed {
+					p.phase = done
+					return
+				}
+			}
+			var decision policy.Decision
+			r := &run{state: s, answers: p.answers}
+			ended := r.step(func() { decision = e.protocol.take(e.ctx, e.protocol.server(r), n) })
+			p.answers = r.answers
+			switch {
+			case !ended:
+			case decision.Allowed && !p.dead:
+				p.phase, p.answers = admitted, nil
+			default:
+				p.phase, p.answers = done, nil
+			}
+		})
+	case admitted:
+		next(name+" is created", func(s *state) {
+			s.creators[i].phase = done
+			if _, exists := s.pods[pod.Name]; !exists { // else AlreadyExists
+				pod.CreationTimestamp = metav1.NewTime(s.now)
+				s.pods[pod.Name] = pod
+			}
+		})
+		next(name+" is rejected by a quota", func(s *state) { s.creators[i].phase = done })
+		if p.attempt+1 < len(e.scenario.creators[i].uids) {
+			next(name+" is repeated", func(s *state) {
+				s.creators[i].phase = idle
+				s.creators[i].attempt++
+			})
+		}
+	}
+}
+
+// decideFromCache is what a guard does before it takes a claim.
+func (s *state) decideFromCache(n policy.Submission) policy.Decision {
+	var existing []policy.Existing
+	for name, pod := range s.known {
+		if x, ok := s.pods[name]; ok && x.UID == pod.UID {
+			existing = append(existing, policy.Existing{Pod: taskpod.FromMeta(x, "")})
+		}
+	}
+	return policy.Decide(n, existing, modelSettings)
+}
+
+func (e *explorer) movesOfReconciler(s *state, next func(string, func(*state))) {
+	stepped := func(s *state) {
+		r := &run{state: s, answers: s.reconciler.answers}
+		ended := r.step(func() { e.protocol.reconcile(e.ctx, r, s.reconciler.req) })
+		s.reconciler.answers = r.answers
+		if ended {
+			s.reconciler = progress{}
+		}
+	}
+	if s.reconciler.phase == running {
+		next(fmt.Sprintf("the Reconciler continues %+v", s.reconciler.req), stepped)
+	} else if s.left.reconciliations > 0 {
+		for _, claim := range e.claims() {
+			for _, gone := range append(slices.Clone(s.gone), "") {
+				req := Request{Claim: claim, Gone: gone}
+				next(fmt.Sprintf("the Reconciler starts %+v", req), func(s *state) {
+					s.left.reconciliations--
+					s.reconciler = progress{phase: running, req: req}
+					stepped(s)
+				})
+			}
+		}
+	}
+	if s.left.reconciliations == 0 && s.reconciler.phase == idle {
+		return // nobody reads the cache any more
+	}
+	if !maps.Equal(s.leases, s.cache.leases) {
+		next("the watch of claims catches up", func(s *state) { s.cache.leases = maps.Clone(s.leases) })
+	}
+	if !maps.Equal(s.pods, s.cache.pods) {
+		next("the watch of pods catches up", (*state).watchPods)
+	}
+}
+
+func (s *state) watchPods() {
+	for name, pod := range s.cache.pods {
+		if now, ok := s.pods[name]; !ok || now.UID != pod.UID {
+			s.gone = append(s.gone, pod.UID)
+		}
+	}
+	slices.Sort(s.gone)
+	s.gone = slices.Compact(s.gone)
+	s.cache.pods = maps.Clone(s.pods)
+}
+
+// claims are the names of all claims of the scenario.
+func (e *explorer) claims() []string {
+	var names []string
+	for _, c := range e.scenario.creators {
+		id, _ := taskpod.FromMeta(newPod(c.pod, ""), "").Identity()
+		names = append(names, Name(id), Name(id.AnyIndex()))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// check returns what is wrong with a state: a pod whose selector matches
+// another's, or that is not a holder of its claim.
+func (e *explorer) check(s *state) string {
+	for _, object := range s.pods {
+		pod := taskpod.FromMeta(object, "")
+		if pod.Checked() {
+			continue
+		}
+		for _, other := range s.pods {
+			if other != object && pod.Selector(envLabel).Matches(labels.Set(other.Labels)) {
+				return fmt.Sprintf("looking for %s Airflow finds %s as well", object.Name, other.Name)
+			}
+		}
+		id, _ := pod.Identity()
+		if object.UID != "old" && !slices.ContainsFunc(e.holders(s, Name(id)), func(h Holder) bool { return h.UID == object.UID }) {
+			return fmt.Sprintf("pod %s, %s is not a holder of its claim", object.Name, object.UID)
+		}
+	}
+	return ""
+}
+
+func (e *explorer) holders(s *state, claim string) []Holder {
+	lease, ok := s.leases[claim]
+	if !ok {
+		return nil
+	}
+	holders, intact := read(lease, s.now)
+	if !intact {
+		panic(fmt.Sprintf("garbage in claim %s: %v", claim, lease))
+	}
+	return holders
+}
+
+// settle lets time pass and the Reconciler work until nothing changes; then
+// the claims are exactly those of the pods that Airflow finds.
+func (e *explorer) settle(s *state) string {
+	for range 3 {
+		s.now = s.now.Add(InFlight + markRenewal)
+		s.watchPods()
+		s.cache.leases = maps.Clone(s.leases)
+		for _, claim := range e.claims() {
+			for _, gone := range append(slices.Clone(s.gone), "") {
+				p := progress{req: Request{Claim: claim, Gone: gone}}
+				for ended := false; !ended; {
+					r := &run{state: s, answers: p.answers}
+					ended = r.step(func() { e.protocol.reconcile(e.ctx, r, p.req) })
+					p.answers = r.answers
+					s.cache.leases = maps.Clone(s.leases)
+				}
+			}
+		}
+		if problem := e.check(s); problem != "" {
+			return "in the end " + problem
+		}
+	}
+	var want, got []string
+	for _, object := range s.pods {
+		if pod := taskpod.FromMeta(object, ""); !pod.Checked() {
+			id, _ := pod.Identity()
+			want = append(want, fmt.Sprint(Name(id), object.UID))
+		}
+	}
+	for claim := range s.leases {
+		for _, h := range e.holders(s, claim) {
+			got = append(got, fmt.Sprint(claim, h.UID))
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(want, got) {
+		return fmt.Sprintf("in the end the claims are held by %v, and the pods are %v", got, want)
+	}
+	return ""
+}
+
+func explore(t *testing.T, sc scenario, p protocol) (problem string, path []string, states, ends int) {
+	t.Helper()
+	start := &state{
+		store: store{map[string]*coordinationv1.Lease{}, map[string]*corev1.Pod{}},
+		now:   epoch.Add(time.Hour), creators: make([]progress, len(sc.creators)), left: sc,
+	}
+	for _, line := range sc.existing {
+		pod := newPod(line, "old")
+		start.pods[pod.Name] = pod
+	}
+	start.cache = start.store.clone()
+	start.known = start.cache.pods
+	e := &explorer{ctx: t.Context(), scenario: sc, protocol: p, seen: map[string]bool{}}
+	e.broken = func(what string, where []string) { problem, path = what, where }
+	e.explore(start)
+	return problem, path, len(e.seen), e.ends
+}
+
+func scenarios() map[string]scenario {
+	one := func(uid types.UID) []types.UID { return []types.UID{uid} }
+	return map[string]scenario{
+		"two environments": {
+			creators:  []creator{{"a alpha~", one("1")}, {"b production~", one("2")}},
+			deletions: 1, expiries: 2, reconciliations: 2,
+		},
+		"two environments, marked as checked": {
+			creators:  []creator{{"a alpha~", one("1")}, {"b production~", one("2")}},
+			deletions: 1, marks: 1, expiries: 1, reconciliations: 1,
+		},
+		"a request that the API server repeats": {
+			creators:  []creator{{"a alpha~", []types.UID{"1", "2"}}, {"b production~", one("3")}},
+			deletions: 1, expiries: 1, reconciliations: 1,
+		},
+		"the same name again": {
+			creators:  []creator{{"a alpha~", one("1")}, {"a alpha~", one("2")}, {"b production~", one("3")}},
+			deletions: 1, reconciliations: 1,
+		},
+		"declared and not": {
+			creators:  []creator{{"a alpha!", one("1")}, {"b production!", one("2")}, {"c production~", one("3")}},
+			deletions: 1, expiries: 1, reconciliations: 1,
+		},
+		"mapped and not": {
+			creators: []creator{{"a alpha~ map_index=0", one("1")}, {"b production~", one("2")}},
+			caches:   true,
+			expiries: 1, reconciliations: 1, deletions: 1,
+		},
+		"mapped twice and not": {
+			creators: []creator{{"a alpha~ map_index=0", one("1")}, {"b alpha~ map_index=1", one("2")}, {"c production~", one("3")}},
+			caches:   true,
+			expiries: 1,
+		},
+		"a pod older than solepod": {
+			creators:  []creator{{"b production~", one("1")}, {"c alpha~", one("2")}},
+			existing:  []string{"a alpha~"},
+			caches:    true,
+			deletions: 1, reconciliations: 2,
+		},
+	}
+}
+
+func TestAllInterleavings(t *testing.T) {
+	for name, sc := range scenarios() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			problem, path, states, ends := explore(t, sc, realProtocol())
+			if problem != "" {
+				t.Fatalf("%s, after\n%s", problem, strings.Join(path, "\n"))
+			}
+			t.Logf("%d states, %d ends", states, ends)
+		})
+	}
+}
+
+// The exploration finds what is wrong with protocols that are nearly right.
+// Each of these is a bug that another project has had, or that this one had.
+func TestBrokenProtocolsAreFound(t *testing.T) {
+	broken := map[string]func(*protocol){
+		"claims written without a precondition": func(p *protocol) {
+			p.server = func(r *run) API { return unconditional{server{r}} }
+		},
+		"pods listed before claims": func(p *protocol) {
+			p.reconcile = func(ctx context.Context, r *run, req Request) {
+				early := &podsFirst{cached: cached{r}, server: server{r}}
+				must(realReconciler(early, early, r).Reconcile(ctx, req))
+			}
+		},
+		"pods matched by name": func(p *protocol) {
+			p.uid = func(pod string, _ types.UID) types.UID { return types.UID(pod) }
+		},
+		"no grace for what is in flight": func(p *protocol) {
+			p.server = func(r *run) API { return impatient{server{r}} }
+		},
+		"cached read of the pod at takeover": func(p *protocol) {
+			p.server = func(r *run) API { return cachedPods{server{r}} }
+		},
+		"a repeated request replaces its holder": func(p *protocol) {
+			p.server = func(r *run) API { return replacing{server{r}} }
+		},
+		"a mapped pod leaves no mark for its family": func(p *protocol) {
+			p.take = func(ctx context.Context, api API, n policy.Submission) policy.Decision {
+				id, _ := n.Pod.Identity()
+				return must(realClaims(api).take(ctx, id, n, holderOf(n.Pod, envLabel, n.Now), false))
+			}
+		},
+	}
+	for name, breakIt := range broken {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := realProtocol()
+			breakIt(&p)
+			for scenario, sc := range scenarios() {
+				if problem, path, states, _ := explore(t, sc, p); problem != "" {
+					t.Logf("%s: %s, after %d states and\n%s", scenario, problem, states, strings.Join(path, "\n"))
+					return
+				}
+			}
+			t.Error("nothing was found")
+		})
+	}
+}
+
+// unconditional writes whatever has been written since.
+type unconditional struct{ server }
+
+func (s unconditional) Update(ctx context.Context, in client.Object, opts ...client.UpdateOption) error {
+	in.SetResourceVersion("")
+	return s.server.Update(ctx, in, opts...)
+}
+
+// podsFirst reads pods, live ones too, before the claim that it decides on.
+type podsFirst struct {
+	cached
+	server
+	pods metav1.PartialObjectMetadataList
+}
+
+func (c *podsFirst) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {
+	if pod, ok := out.(*corev1.Pod); ok {
+		for _, x := range c.pods.Items {
+			if x.Name == key.Name {
+				pod.ObjectMeta = x.ObjectMeta
+				return nil
+			}
+		}
+		return notFound(key.Name)
+	}
+	if err := c.cached.List(ctx, &c.pods, client.MatchingFields{IndexClaim: key.Name}); err != nil {
+		return err
+	}
+	return c.cached.Get(ctx, key, out, opts...)
+}
+
+func (c *podsFirst) List(_ context.Context, out client.ObjectList, _ ...client.ListOption) error {
+	c.pods.DeepCopyInto(out.(*metav1.PartialObjectMetadataList))
+	return nil
+}
+
+// impatient takes every holder for an old one.
+type impatient struct{ server }
+
+func (s impatient) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {
+	err := s.server.Get(ctx, key, out, opts...)
+	if lease, ok := out.(*coordinationv1.Lease); ok && err == nil {
+		edit(lease, func(holders []Holder) []Holder {
+			for i := range holders {
+				holders[i].ClaimedAt = metav1.NewTime(epoch)
+			}
+			return holders
+		})
+	}
+	return err
+}
+
+// cachedPods reads pods from a cache.
+type cachedPods struct{ server }
+
+func (s cachedPods) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {
+	if _, ok := out.(*corev1.Pod); ok {
+		return cached(s.server).Get(ctx, key, out, opts...)
+	}
+	return s.server.Get(ctx, key, out, opts...)
+}
+
+// replacing keeps only the last holder of a name.
+type replacing struct{ server }
+
+func (s replacing) Update(ctx context.Context, in client.Object, opts ...client.UpdateOption) error {
+	edit(in.(*coordinationv1.Lease), func(holders []Holder) []Holder {
+		last := holders[len(holders)-1]
+		return slices.DeleteFunc(holders, func(h Holder) bool { return h.Pod == last.Pod && h.UID != last.UID })
+	})
+	return s.server.Update(ctx, in, opts...)
+}
+
+func edit(lease *coordinationv1.Lease, change func([]Holder) []Holder) {
+	holders, _ := read(lease, epoch)
+	lease.Annotations = map[string]string{annotationHolders: string(must(json.Marshal(change(holders))))}
+}

@@ -1,0 +1,255 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// Indexes of a cache of pods: by the name of a pod's claim, and by the name of
+// its family's, which for an unmapped pod is the same.
+const (
+	IndexClaim  = "solepod.claim"
+	IndexFamily = "solepod.claim-of-family"
+)
+
+// Indexes says under which keys of each index a pod is found.
+func Indexes() map[string]client.IndexerFunc {
+	by := func(key func(taskpod.Identity) string) client.IndexerFunc {
+		return func(object client.Object) []string {
+			id, ok := taskpod.FromMeta(object, "").Identity()
+			if !ok {
+				return nil
+			}
+			return []string{key(id)}
+		}
+	}
+	return map[string]client.IndexerFunc{
+		IndexClaim:  by(Name),
+		IndexFamily: by(func(id taskpod.Identity) string { return Name(id.AnyIndex()) }),
+	}
+}
+
+// ListPods returns the pods that a cache with Indexes has under a claim's name
+// in one of them. Their phase is not known.
+func ListPods(ctx context.Context, cache client.Reader, index, claim string) ([]taskpod.Pod, error) {
+	var list metav1.PartialObjectMetadataList
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
+	err := cache.List(ctx, &list, client.MatchingFields{index: claim}, client.UnsafeDisableDeepCopy) // read only
+	if err != nil {
+		return nil, fmt.Errorf("looking up the pods of %s: %w", claim, err)
+	}
+	pods := make([]taskpod.Pod, len(list.Items))
+	for i := range list.Items {
+		pods[i] = taskpod.FromMeta(&list.Items[i], "")
+	}
+	return pods, nil
+}
+
+// Request asks the Reconciler to look at a claim.
+type Request struct {
+	// Claim is its name.
+	Claim string
+	// Gone is the UID of a pod that has been seen and is no more; "" for none.
+	Gone types.UID
+}
+
+// Reconciler makes claims say what is true: it adopts pods that are in no
+// claim, drops holders whose pods are gone or no longer found by Airflow, and
+// deletes claims without holders. The package comment says what it may do.
+//
+// It works from caches, of which it always reads the claim before the pods: of
+// a pod that is newer than its view of the claim it learns by a conflict, and
+// not the other way round, where it would take a new claim's pod for missing.
+type Reconciler struct {
+	// Cache has Leases of the claims' namespace, and pods with Indexes.
+	Cache     client.Reader
+	API       API
+	Namespace string
+	Settings  policy.Settings
+	Now       func() time.Time
+}
+
+const (
+	// adoptAfter is how long after a pod its claim is looked for. The watch
+	// of the claims needs a moment to tell of what was there before the pod.
+	adoptAfter = time.Second
+	// retryAfter is when a claim is looked at again that somebody else was
+	// writing.
+	retryAfter = time.Second
+
+	// workers is how many claims are written at once.
+	workers = 4
+)
+
+// SetupWithManager runs the Reconciler in a manager, on the leader.
+func (r *Reconciler) SetupWithManager(mgr manager.Manager) error {
+	c, err := controller.NewTyped("claims", mgr, controller.TypedOptions[Request]{
+		Reconciler: r, MaxConcurrentReconciles: workers,
+	})
+	if err != nil {
+		return err
+	}
+	pod := &metav1.PartialObjectMetadata{}
+	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	return errors.Join(
+		c.Watch(source.TypedKind(mgr.GetCache(), pod, podEvents())),
+		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, handler.TypedEnqueueRequestsFromMapFunc(claimOfLease))),
+	)
+}
+
+type (
+	podEvent = *metav1.PartialObjectMetadata
+	queue    = workqueue.TypedRateLimitingInterface[Request]
+)
+
+// podEvents turns what happens to pods into requests.
+func podEvents() handler.TypedEventHandler[podEvent, Request] {
+	return handler.TypedFuncs[podEvent, Request]{
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[podEvent], q queue) {
+			if claim := claimOfPod(e.Object); claim != "" {
+				q.AddAfter(Request{Claim: claim}, adoptAfter)
+			}
+		},
+		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[podEvent], q queue) {
+			before, after := claimOfPod(e.ObjectOld), claimOfPod(e.ObjectNew)
+			// A watch that was interrupted tells of a deletion and a creation
+			// under the same name as of one update.
+			if e.ObjectOld.UID != e.ObjectNew.UID && before != "" {
+				q.Add(Request{Claim: before, Gone: e.ObjectOld.UID})
+			} else if maps.Equal(e.ObjectOld.Labels, e.ObjectNew.Labels) {
+				return
+			}
+			for _, claim := range []string{before, after} {
+				if claim != "" {
+					q.Add(Request{Claim: claim})
+				}
+			}
+		},
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[podEvent], q queue) {
+			if claim := claimOfPod(e.Object); claim != "" {
+				q.Add(Request{Claim: claim, Gone: e.Object.UID})
+			}
+		},
+	}
+}
+
+func claimOfPod(object podEvent) string {
+	pod := taskpod.FromMeta(object, "")
+	if !pod.Guarded() {
+		return ""
+	}
+	id, _ := pod.Identity()
+	return Name(id)
+}
+
+func claimOfLease(_ context.Context, lease *coordinationv1.Lease) []Request {
+	if !strings.HasPrefix(lease.Name, prefix) {
+		return nil // such as the one of the leader election
+	}
+	return []Request{{Claim: lease.Name}}
+}
+
+// Reconcile implements reconcile.TypedReconciler.
+func (r *Reconciler) Reconcile(ctx context.Context, req Request) (reconcile.Result, error) {
+	wait, err := r.reconcile(ctx, req)
+	if errors.Is(err, errContended) {
+		wait, err = retryAfter, nil
+	}
+	return reconcile.Result{RequeueAfter: wait}, err
+}
+
+// reconcile repairs a claim, and returns when it may need the next repair.
+func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Duration, err error) {
+	var lease coordinationv1.Lease
+	err = r.Cache.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: req.Claim}, &lease)
+	if client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("reading claim %s: %w", req.Claim, err)
+	}
+	none := err != nil
+	// Before the pods, see above.
+	pods, err := ListPods(ctx, r.Cache, IndexClaim, req.Claim)
+	if err != nil {
+		return 0, err
+	}
+	pods = slices.DeleteFunc(pods, func(p taskpod.Pod) bool { return !p.Guarded() })
+
+	now := r.Now()
+	var (
+		holders []Holder
+		intact  = true
+	)
+	if none {
+		lease.Namespace, lease.Name = r.Namespace, req.Claim
+	} else {
+		holders, intact = read(&lease, now)
+	}
+	id, _ := identityOf(&lease)
+	if len(pods) > 0 {
+		id, _ = pods[0].Identity()
+	}
+	seen, err := r.sight(ctx, id, holders, pods, now)
+	if err != nil {
+		return 0, err
+	}
+	next, wait := repair(now, seen, pods, req.Gone, r.Settings.EnvironmentLabel)
+	switch {
+	case intact && slices.Equal(next, holders):
+		return wait, nil
+	case len(next) == 0:
+		return 0, r.remove(ctx, &lease)
+	}
+	if err := write(&lease, id, next, r.Settings.EnvironmentLabel); err != nil {
+		return 0, err
+	}
+	return wait, save(ctx, r.API, &lease)
+}
+
+// sight finds the pods of holders in the cache, and asks the API server for
+// those that are missing without the excuse of being in flight.
+func (r *Reconciler) sight(ctx context.Context, id taskpod.Identity, holders []Holder, pods []taskpod.Pod, now time.Time) ([]sighting, error) {
+	seen := make([]sighting, 0, len(holders))
+	for _, h := range holders {
+		x := sighting{Holder: h}
+		if i := slices.IndexFunc(pods, func(p taskpod.Pod) bool { return p.UID == h.UID }); i >= 0 {
+			x.found = &pods[i]
+		} else if !h.inFlight(now) {
+			var err error
+			if x.found, err = look(ctx, r.API, id, h); err != nil {
+				return nil, err
+			}
+		}
+		seen = append(seen, x)
+	}
+	return seen, nil
+}
+
+// remove deletes a claim, unless somebody has written it since it was read.
+func (r *Reconciler) remove(ctx context.Context, lease *coordinationv1.Lease) error {
+	err := r.API.Delete(ctx, lease, client.Preconditions{UID: &lease.UID, ResourceVersion: &lease.ResourceVersion})
+	if apierrors.IsConflict(err) {
+		return errContended
+	}
+	return wrap("deleting", lease, client.IgnoreNotFound(err))
+}

@@ -1,0 +1,199 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// API is what claims need of the API server: uncached, so that a read is of
+// what etcd has. There is no List, whose cost would grow with the cluster.
+// A client.Client has these methods.
+type API interface {
+	Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error
+	Create(ctx context.Context, obj client.Object, opts ...client.CreateOption) error
+	Update(ctx context.Context, obj client.Object, opts ...client.UpdateOption) error
+	Delete(ctx context.Context, obj client.Object, opts ...client.DeleteOption) error
+}
+
+// Claims takes claims.
+type Claims struct {
+	API API
+	// Namespace is where the claims are: solepod's own.
+	Namespace string
+	Settings  policy.Settings
+
+	after func(time.Duration) <-chan time.Time // nil for time.After
+}
+
+// Take decides on a pod beside all that have been admitted for its task, and
+// claims the task for it if it is admitted. A dry run writes nothing, and
+// neither does a denial.
+//
+// It answers within the deadline of ctx: with a denial if others are creating
+// pods of this task faster than it can look, with an error of status 503 if
+// the API server does not answer, or the claim is full.
+func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
+	id, ok := n.Pod.Identity()
+	if !ok {
+		return policy.Decision{Allowed: true}, nil
+	}
+	mine := holderOf(n.Pod, c.Settings.EnvironmentLabel, n.Now)
+	if !id.Mapped {
+		return c.take(ctx, id, n, mine, dryRun)
+	}
+	family, err := c.take(ctx, id.AnyIndex(), n, markOf(mine), dryRun)
+	if err != nil || !family.Allowed {
+		return family, err
+	}
+	own, err := c.take(ctx, id, n, mine, dryRun)
+	own.Supersede = append(own.Supersede, family.Supersede...)
+	return own, err
+}
+
+// take puts mine among the holders of one claim. The common case, that there
+// is no claim yet, costs one write and no read. Marks are mostly there already.
+func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, dryRun bool) (policy.Decision, error) {
+	assumeNone := !mine.Mark && !dryRun
+	contended := false
+	after := c.after
+	if after == nil {
+		after = time.After
+	}
+	backoff := wait.Backoff{Duration: 2 * time.Millisecond, Factor: 1.5, Jitter: 1, Steps: 1 << 10, Cap: 100 * time.Millisecond}
+	for {
+		decision, err := c.attempt(ctx, id, n, mine, assumeNone, dryRun)
+		switch {
+		case err == nil:
+			return decision, nil
+		case errors.Is(err, errContended):
+			contended = true
+		case !transient(err):
+			return policy.Decision{}, err
+		}
+		// After a write that failed on its way nobody knows whether it has
+		// arrived. If so, it is found in the claim, and repeats mine.
+		assumeNone = false
+		select {
+		case <-after(backoff.Step()):
+			continue
+		case <-ctx.Done():
+		}
+		if contended {
+			return policy.Contended(n, c.Settings), nil
+		}
+		return policy.Decision{}, apierrors.NewServiceUnavailable(fmt.Sprintf("no time left: %v", err))
+	}
+}
+
+// errContended is a write that failed because somebody else's came first.
+var errContended = errors.New("somebody else wrote first")
+
+// attempt is one round of read, decide and write.
+func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, assumeNone, dryRun bool) (policy.Decision, error) {
+	lease := coordinationv1.Lease{}
+	lease.Namespace, lease.Name = c.Namespace, Name(id)
+	var seen []sighting
+	if !assumeNone {
+		err := c.API.Get(ctx, client.ObjectKeyFromObject(&lease), &lease)
+		switch {
+		case apierrors.IsNotFound(err):
+		case err != nil:
+			return policy.Decision{}, fmt.Errorf("reading claim %s: %w", lease.Name, err)
+		default:
+			holders, _ := read(&lease, n.Now)
+			if seen, err = sight(ctx, c.API, id, holders); err != nil {
+				return policy.Decision{}, err
+			}
+		}
+	}
+	decision, holders := decide(n, mine, seen, c.Settings)
+	if dryRun || holders == nil {
+		return decision, nil
+	}
+	if len(holders) > maxHolders {
+		return policy.Decision{}, apierrors.NewServiceUnavailable(fmt.Sprintf(
+			"claim %s is full: there are %d pods of %s that Airflow still finds; delete those that have ended", lease.Name, len(holders)-1, id))
+	}
+	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel); err != nil {
+		return policy.Decision{}, err
+	}
+	return decision, save(ctx, c.API, &lease)
+}
+
+// save creates a Lease, or updates one that has been read, unless somebody
+// else has written it since.
+func save(ctx context.Context, api API, lease *coordinationv1.Lease) error {
+	if lease.ResourceVersion == "" {
+		err := api.Create(ctx, lease)
+		if apierrors.IsAlreadyExists(err) {
+			return errContended
+		}
+		return wrap("creating", lease, err)
+	}
+	err := api.Update(ctx, lease)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return errContended
+	}
+	return wrap("updating", lease, err)
+}
+
+func wrap(doing string, lease *coordinationv1.Lease, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s claim %s: %w", doing, lease.Name, err)
+}
+
+// sight looks at the API server for the pod of each holder.
+func sight(ctx context.Context, api API, id taskpod.Identity, holders []Holder) ([]sighting, error) {
+	seen := make([]sighting, 0, len(holders))
+	for _, h := range holders {
+		found, err := look(ctx, api, id, h)
+		if err != nil {
+			return nil, err
+		}
+		seen = append(seen, sighting{h, found})
+	}
+	return seen, nil
+}
+
+// look returns the pod under a holder's name, or nil if there is none of this task.
+func look(ctx context.Context, api API, id taskpod.Identity, h Holder) (*taskpod.Pod, error) {
+	if h.Pod == "" {
+		return nil, nil
+	}
+	var object corev1.Pod
+	err := api.Get(ctx, client.ObjectKey{Namespace: id.Namespace, Name: h.Pod}, &object)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
+	}
+	pod := taskpod.FromMeta(&object, object.Status.Phase)
+	if of, ok := pod.Identity(); !ok || of != id || !pod.Guarded() {
+		return nil, nil
+	}
+	return &pod, nil
+}
+
+// transient reports whether an error may be gone on the next attempt. All
+// writes of claims may be repeated.
+func transient(err error) bool {
+	return utilnet.IsConnectionReset(err) || utilnet.IsConnectionRefused(err) || utilnet.IsProbableEOF(err) ||
+		utilnet.IsHTTP2ConnectionLost(err) || utilnet.IsTimeout(err) ||
+		apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
+		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
+}
