@@ -103,8 +103,14 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 		ControlPlaneStopTimeout:  time.Minute,
 	}
 	apiServer := c.env.ControlPlane.GetAPIServer()
-	apiServer.Path = paths[KubeAPIServer]
-	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: paths[Etcd]}
+	// Folders of ours outlive a stop, and with them data, keys and tokens.
+	apiServer.Path, apiServer.CertDir = paths[KubeAPIServer], filepath.Join(dir, "apiserver")
+	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: paths[Etcd], DataDir: filepath.Join(dir, "etcd")}
+	for _, folder := range []string{apiServer.CertDir, c.env.ControlPlane.Etcd.DataDir} {
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			return nil, err
+		}
+	}
 	if c.Config, err = c.env.Start(); err != nil {
 		return nil, fmt.Errorf("starting kube-apiserver and etcd: %w", err)
 	}
@@ -148,6 +154,18 @@ func (c *ControlPlane) start(path string, args ...string) error {
 		c.processes = append(c.processes, p)
 	}
 	return err
+}
+
+// Restart stops kube-apiserver and etcd, and starts them again with all that
+// they had, at the same addresses.
+func (c *ControlPlane) Restart() error {
+	apiServer, etcd := c.env.ControlPlane.GetAPIServer(), c.env.ControlPlane.Etcd
+	for _, do := range []func() error{apiServer.Stop, etcd.Stop, etcd.Start, apiServer.Start} {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Stop stops everything and removes its files.
@@ -238,9 +256,9 @@ type Process struct {
 	err  error
 }
 
-// StartProcess starts a command whose output goes to a file.
+// StartProcess starts a command whose output is appended to a file.
 func StartProcess(cmd *exec.Cmd, logFile string) (*Process, error) {
-	log, err := os.Create(logFile)
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -264,6 +282,15 @@ func (p *Process) Err() error { return p.err }
 
 // Signal sends the process a signal.
 func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
+
+// Kill ends the process without notice and waits for that.
+func (p *Process) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.done
+	return nil
+}
 
 // Stop asks the process to end and waits for it. A process that does not end
 // within a minute is killed, which is an error.

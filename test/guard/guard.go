@@ -45,17 +45,18 @@ type Options struct {
 	Config string
 	// Identity is who solepod authenticates as; nil for its own ServiceAccount.
 	Identity *rest.Config
+	// Replicas is how many processes there are; 0 for one. Several are called
+	// in turn, one after another for each review.
+	Replicas int
+	// Manifests are shipped manifests to apply beside install.yaml.
+	Manifests []string
 }
 
-// Guard is a running solepod serve.
+// Guard is solepod, running.
 type Guard struct {
-	*controlplane.Process
-	// Address is the host:port at which the webhook is served.
-	Address string
-	// HealthAddress is the host:port of /healthz and /readyz.
-	HealthAddress string
-	// MetricsAddress is the host:port of /metrics.
-	MetricsAddress string
+	// Replica is the first one, and the only one unless more were asked for.
+	*Replica
+	Replicas []*Replica
 	// CertDir is the folder of tls.crt and tls.key.
 	CertDir string
 	// CA verifies the serving certificate, PEM.
@@ -63,6 +64,7 @@ type Guard struct {
 
 	plane    *controlplane.ControlPlane
 	webhooks *envtest.WebhookInstallOptions
+	balancer *balancer // nil for one replica
 	dir      string
 }
 
@@ -74,11 +76,13 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	if err != nil {
 		return nil, err
 	}
-	manifest := filepath.Join(root, "manifests", "install.yaml")
-	if err := apply(ctx, plane, manifest); err != nil {
-		return nil, fmt.Errorf("applying %s: %w", manifest, err)
+	const install = "install.yaml"
+	for _, name := range append([]string{install}, o.Manifests...) {
+		if err := apply(ctx, plane, filepath.Join(root, "manifests", name)); err != nil {
+			return nil, fmt.Errorf("applying %s: %w", name, err)
+		}
 	}
-	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifest}}}
+	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{filepath.Join(root, "manifests", install)}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.Stop())
@@ -88,13 +92,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		return nil, err
 	}
 	g.CertDir, g.CA = g.webhooks.LocalServingCertDir, g.webhooks.LocalServingCAData
-	g.Address = net.JoinHostPort(g.webhooks.LocalServingHost, strconv.Itoa(g.webhooks.LocalServingPort))
-	if g.HealthAddress, err = freeAddress(ctx); err != nil {
-		return nil, err
-	}
-	if g.MetricsAddress, err = freeAddress(ctx); err != nil {
-		return nil, err
-	}
+	address := net.JoinHostPort(g.webhooks.LocalServingHost, strconv.Itoa(g.webhooks.LocalServingPort))
 	if g.dir, err = os.MkdirTemp("", "solepod-guard-"); err != nil {
 		return nil, err
 	}
@@ -111,30 +109,32 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 			return nil, err
 		}
 	}
-	kubeconfig := filepath.Join(g.dir, "kubeconfig")
-	if err := controlplane.WriteKubeconfig(o.Identity, kubeconfig); err != nil {
-		return nil, err
-	}
-	args := []string{
-		"serve",
-		"--kubeconfig=" + kubeconfig,
-		"--namespace=" + Namespace,
-		"--leader-elect",
-		"--webhook-bind-address=" + g.Address,
-		"--cert-dir=" + g.CertDir,
-		"--metrics-bind-address=" + g.MetricsAddress,
-		"--health-probe-bind-address=" + g.HealthAddress,
-		"--log-format=text",
-		"--log-level=debug",
-	}
-	if o.Config != "" {
-		config := filepath.Join(g.dir, "config.yaml")
-		if err := os.WriteFile(config, []byte(o.Config), 0o600); err != nil {
+	for i := range max(o.Replicas, 1) {
+		own := address
+		if o.Replicas > 1 { // the balancer has the common address
+			if own, err = freeAddress(ctx); err != nil {
+				return nil, err
+			}
+		}
+		dir := filepath.Join(g.dir, strconv.Itoa(i))
+		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
-		args = append(args, "--config="+config)
+		replica, err := newReplica(ctx, binary, dir, own, g.CertDir, o)
+		if replica != nil {
+			g.Replicas = append(g.Replicas, replica)
+		}
+		if err == nil {
+			err = replica.Start()
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	g.Process, err = controlplane.StartProcess(exec.Command(binary, args...), filepath.Join(g.dir, "log"))
+	g.Replica = g.Replicas[0]
+	if o.Replicas > 1 {
+		g.balancer, err = newBalancer(ctx, address, g.CertDir, g.CA, g.Replicas)
+	}
 	return g, err
 }
 
@@ -147,9 +147,11 @@ func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if t.Failed() {
-			log, err := os.ReadFile(g.Log)
-			t.Logf("solepod's log (%v):\n%s", err, log)
+		for i, replica := range g.Replicas {
+			if t.Failed() {
+				log, err := os.ReadFile(replica.Log)
+				t.Logf("the log of replica %d (%v):\n%s", i, err, log)
+			}
 		}
 		if err := errors.Join(g.Uninstall(context.Background()), g.Stop()); err != nil {
 			t.Errorf("stopping solepod: %v", err)
@@ -161,20 +163,30 @@ func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 	return g
 }
 
-// Ready asks /readyz.
-func (g *Guard) Ready(ctx context.Context) error {
-	_, err := get(ctx, "http://"+g.HealthAddress+"/readyz")
-	return err
-}
-
-// Metrics reads /metrics.
-func (g *Guard) Metrics(ctx context.Context) ([]byte, error) {
-	return get(ctx, "http://"+g.MetricsAddress+"/metrics")
+// Served is how many reviews each replica has been sent.
+func (g *Guard) Served() []int64 {
+	served := make([]int64, len(g.Replicas))
+	for i := range served {
+		served[i] = g.balancer.served[i].Load()
+	}
+	return served
 }
 
 // Calls is how many reviews the hook at a path has answered.
 func (g *Guard) Calls(ctx context.Context, path string) (int, error) {
-	metrics, err := g.Metrics(ctx)
+	sum := 0
+	for _, replica := range g.Replicas {
+		calls, err := replica.calls(ctx, path)
+		if err != nil {
+			return 0, err
+		}
+		sum += calls
+	}
+	return sum, nil
+}
+
+func (r *Replica) calls(ctx context.Context, path string) (int, error) {
+	metrics, err := r.Metrics(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -202,29 +214,13 @@ func get(ctx context.Context, url string) ([]byte, error) {
 	return body, errors.Join(err, resp.Body.Close())
 }
 
-func (g *Guard) waitReady(ctx context.Context) error {
-	var last error
-	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		select {
-		case <-g.Done():
-			return false, fmt.Errorf("it has ended: %w", g.Err())
-		default:
-		}
-		last = g.Ready(ctx)
-		return last == nil, nil
-	})
-	if err == nil {
-		return nil
-	}
-	log, logErr := os.ReadFile(g.Log)
-	return errors.Join(fmt.Errorf("waiting for solepod: %w: its log:\n%s", err, log), last, logErr)
-}
-
 // Install waits until the guard is ready, installs the shipped webhook
 // configurations, pointed at it, and waits until the API server calls it.
 func (g *Guard) Install(ctx context.Context) error {
-	if err := g.waitReady(ctx); err != nil {
-		return err
+	for _, replica := range g.Replicas {
+		if err := replica.WaitReady(ctx); err != nil {
+			return err
+		}
 	}
 	if err := g.webhooks.Install(g.plane.Config); err != nil {
 		return err
@@ -263,13 +259,16 @@ func (g *Guard) Uninstall(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Stop ends the process and removes its files.
+// Stop ends the processes and removes their files.
 func (g *Guard) Stop() error {
-	var err error
-	if g.Process != nil {
-		err = g.Process.Stop()
+	var errs []error
+	for _, replica := range g.Replicas {
+		errs = append(errs, replica.stop())
 	}
-	return errors.Join(err, g.webhooks.Cleanup(), os.RemoveAll(g.dir))
+	if g.balancer != nil {
+		errs = append(errs, g.balancer.server.Close())
+	}
+	return errors.Join(append(errs, g.webhooks.Cleanup(), os.RemoveAll(g.dir))...)
 }
 
 // apply creates or updates the objects of a manifest, webhook configurations
