@@ -79,7 +79,7 @@ func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submiss
 			return decision, nil
 		case errors.Is(err, errContended):
 			contended = true
-		case !transient(err):
+		case errors.Is(err, errFull) || !transient(err):
 			return policy.Decision{}, err
 		}
 		// After a write that failed on its way nobody knows whether it has
@@ -99,6 +99,8 @@ func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submiss
 
 // errContended is a write that failed because somebody else's came first.
 var errContended = errors.New("somebody else wrote first")
+
+var errFull = apierrors.NewServiceUnavailable("the claim is full")
 
 // attempt is one round of read, decide and write.
 func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, assumeNone, dryRun bool) (policy.Decision, error) {
@@ -123,8 +125,8 @@ func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Subm
 		return decision, nil
 	}
 	if len(holders) > maxHolders {
-		return policy.Decision{}, apierrors.NewServiceUnavailable(fmt.Sprintf(
-			"claim %s is full: there are %d pods of %s that Airflow still finds; delete those that have ended", lease.Name, len(holders)-1, id))
+		return policy.Decision{}, fmt.Errorf("%w: there are %d pods of %s that Airflow still finds; delete those that have ended",
+			errFull, len(holders)-1, id)
 	}
 	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel); err != nil {
 		return policy.Decision{}, err

@@ -188,6 +188,15 @@ func remove(t *testing.T, pods []corev1.Pod) {
 	}
 }
 
+func logOf(t *testing.T, replica *guard.Replica) string {
+	t.Helper()
+	log, err := os.ReadFile(replica.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(log)
+}
+
 // waitNoClaims waits until the claims of pods that are gone are gone as well.
 // Those of pods that never came take InFlight.
 func waitNoClaims(t *testing.T) {

@@ -1,0 +1,565 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/util/workqueue"
+	"pgregory.net/rapid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// The API server is a fake here: these tests are about one call of Take or
+// Reconcile, and about an API server that fails.
+
+var now = epoch.Add(time.Hour)
+
+func cluster(objects ...client.Object) client.WithWatch {
+	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...)
+	for index, keys := range Indexes() {
+		builder.WithIndex(&corev1.Pod{}, index, keys)
+	}
+	return builder.Build()
+}
+
+func submission(line string, uid types.UID) policy.Submission {
+	return policy.Submission{Pod: taskpod.FromMeta(newPod(line, uid), ""), Now: now}
+}
+
+func claimsOn(api API) *Claims {
+	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings}
+}
+
+// leaseOf is the claim of a pod's identity.
+func leaseOf(t *testing.T, c client.Reader, line string) *coordinationv1.Lease {
+	t.Helper()
+	id, _ := taskpod.FromMeta(newPod(line, ""), "").Identity()
+	lease := &coordinationv1.Lease{}
+	err := c.Get(t.Context(), client.ObjectKey{Namespace: "solepod", Name: Name(id)}, lease)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lease
+}
+
+// holdersOf is what a claim says, one word a holder.
+func holdersOf(t *testing.T, c client.Reader, line string) string {
+	t.Helper()
+	lease := leaseOf(t, c, line)
+	if lease == nil {
+		return "none"
+	}
+	holders, ok := read(lease, now)
+	var words []string
+	if !ok {
+		words = append(words, "garbage")
+	}
+	for _, h := range holders {
+		name := h.Pod
+		if h.Mark {
+			name = "mark"
+		}
+		words = append(words, fmt.Sprintf("%s/%s@%s", name, h.UID, now.Sub(h.ClaimedAt.Time)))
+	}
+	return strings.Join(words, " ")
+}
+
+func TestNames(t *testing.T) {
+	lines := []string{
+		"x", "x run_id=", "x task_id=t/d", "x dag_id=a task_id=b-c", "x dag_id=a-b task_id=c",
+		"x map_index=", "x map_index=0", "x map_index=false", "x execution_date=r run_id=r2",
+	}
+	seen := map[string]string{}
+	for _, line := range lines {
+		id, _ := taskpod.FromMeta(newPod(line, ""), "").Identity()
+		name := Name(id)
+		if other, ok := seen[name]; ok {
+			t.Errorf("%q and %q have the same claim", line, other)
+		}
+		seen[name] = line
+		if problems := validation.NameIsDNSSubdomain(name, false); len(problems) > 0 {
+			t.Errorf("%s: %v", name, problems)
+		}
+	}
+	other, _ := taskpod.FromMeta(newPod("x airflow-environment=alpha try_number=2", ""), "").Identity()
+	if Name(other) != Name(taskpod.Identity{Namespace: "jobs", DAG: "d", Task: "t", RunLabel: "run_id", Run: "r"}) {
+		t.Error("environment or try are part of the name")
+	}
+}
+
+// What is written is a valid object, and reads as what was written.
+func TestWriteAndRead(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		value := rapid.StringMatching(`([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?`)
+		pod := newPod("x", "uid")
+		for _, key := range []string{taskpod.LabelDAG, taskpod.LabelTask, taskpod.LabelRun, taskpod.LabelTry, envLabel} {
+			pod.Labels[key] = value.Draw(t, key)
+		}
+		if rapid.Bool().Draw(t, "mapped") {
+			pod.Labels[taskpod.LabelMapIndex] = value.Draw(t, "index")
+		}
+		p := taskpod.FromMeta(pod, "")
+		id, _ := p.Identity()
+		var want []Holder
+		for range rapid.IntRange(1, maxHolders).Draw(t, "holders") {
+			want = append(want, holderOf(p, envLabel, now))
+		}
+		var lease coordinationv1.Lease
+		lease.Name = Name(id)
+		if err := write(&lease, id, want, envLabel); err != nil {
+			t.Fatal(err)
+		}
+		if errs := metav1validation.ValidateLabels(lease.Labels, nil); len(errs) > 0 {
+			t.Error(errs)
+		}
+		if errs := validation.ValidateAnnotations(lease.Annotations, nil); len(errs) > 0 {
+			t.Error(errs)
+		}
+		got, ok := read(&lease, now)
+		if diff := cmp.Diff(want, got); diff != "" || !ok {
+			t.Errorf("intact %v, %s", ok, diff)
+		}
+		if of, ok := identityOf(&lease); !ok || of != id {
+			t.Errorf("identity %v, want %v", of, id)
+		}
+	})
+}
+
+func TestDescribe(t *testing.T) {
+	id, _ := taskpod.FromMeta(newPod("x map_index=3", ""), "").Identity()
+	for want, holders := range map[string][]Holder{
+		"a (alpha) for jobs/d/t/run_id=r/3":                               {{Pod: "a", Environment: "alpha"}},
+		"a (unknown), mapped pods (beta) for jobs/d/t/run_id=r/3":         {{Pod: "a"}, {Mark: true, Environment: "beta"}},
+		"unknown (unknown), b (x), c (x), 2 more for jobs/d/t/run_id=r/3": {{}, {Pod: "b", Environment: "x"}, {Pod: "c", Environment: "x"}, {}, {}},
+	} {
+		if diff := cmp.Diff(want, describe(id, holders)); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// lease is a claim of the task of newPod's lines, with holders.
+func lease(line string, holders ...Holder) *coordinationv1.Lease {
+	id, _ := taskpod.FromMeta(newPod(line, ""), "").Identity()
+	out := &coordinationv1.Lease{}
+	out.Namespace, out.Name = "solepod", Name(id)
+	if err := write(out, id, holders, envLabel); err != nil {
+		panic(err)
+	}
+	return out
+}
+
+// held is a holder for a pod's line, some time ago.
+func held(line string, uid types.UID, ago time.Duration) Holder {
+	return holderOf(taskpod.FromMeta(newPod(line, uid), ""), envLabel, now.Add(-ago))
+}
+
+func checked(pod *corev1.Pod) *corev1.Pod {
+	pod.Labels[taskpod.LabelChecked] = taskpod.True
+	return pod
+}
+
+func ended(pod *corev1.Pod) *corev1.Pod {
+	pod.Status.Phase = corev1.PodSucceeded
+	return pod
+}
+
+func marked(h Holder) Holder { return markOf(h) }
+
+func TestTake(t *testing.T) {
+	const long = InFlight + markRenewal
+	garbage := func(change func(*coordinationv1.Lease)) *coordinationv1.Lease {
+		l := lease("n", held("x alpha~", "x1", long))
+		change(l)
+		return l
+	}
+	tests := map[string]struct {
+		objects []client.Object
+		line    string // the submission, of UID n1
+		want    string // reason, or "admit", and the holders after it
+	}{
+		"no claim":                     {nil, "n alpha~", "admit: n/n1@0s"},
+		"in flight, other environment": {[]client.Object{lease("n", held("x alpha~", "x1", 59*time.Second))}, "n beta~", "InFlight: x/x1@59s"},
+		"in flight, same try":          {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n alpha~", "InFlight: x/x1@1s"},
+		"in flight, earlier try":       {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n alpha~ try_number=2", "admit: x/x1@1s n/n1@0s"},
+		"in flight, both declared":     {[]client.Object{lease("n", held("x alpha!", "x1", time.Second))}, "n beta!", "admit: x/x1@1s n/n1@0s"},
+		"in flight, one declared":      {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n beta!", "InFlight: x/x1@1s"},
+		"expired":                      {[]client.Object{lease("n", held("x alpha~", "x1", InFlight))}, "n beta~", "admit: n/n1@0s"},
+		"live":                         {[]client.Object{lease("n", held("x alpha~", "x1", long)), newPod("x alpha~", "x1")}, "n beta~", "DuplicateEnvironment: x/x1@1m30s"},
+		// A Pending pod is not dead, however long it has been so.
+		"Pending for long": {[]client.Object{lease("n", held("x", "x1", 24*time.Hour)), newPod("x", "x1")}, "n", "DuplicateTry: x/x1@24h0m0s"},
+		"ended, other environment": {[]client.Object{lease("n", held("x alpha~", "x1", long)), ended(newPod("x alpha~", "x1"))}, "n beta~",
+			"LeftoverEnvironment: x/x1@1m30s"},
+		"ended, same environment": {[]client.Object{lease("n", held("x alpha~", "x1", long)), ended(newPod("x alpha~", "x1"))}, "n alpha~",
+			"admit: x/x1@1m30s n/n1@0s"},
+		"checked": {[]client.Object{lease("n", held("x alpha~", "x1", 0)), checked(newPod("x alpha~", "x1"))}, "n beta~", "admit: n/n1@0s"},
+		// Matching by name would take it for the holder.
+		"another pod under the name, other task": {[]client.Object{lease("n", held("x alpha~", "x1", long)), newPod("x alpha~ task_id=other", "x2")}, "n beta~", "admit: n/n1@0s"},
+		"another pod under the name, this task": {[]client.Object{lease("n", held("x alpha!", "x1", long)), newPod("x alpha!", "x2")}, "n beta!",
+			"admit: x/x2@1h0m0s n/n1@0s"},
+		"what is found counts as what it is": {[]client.Object{lease("n", held("x beta~", "x1", long)), newPod("x alpha~", "x2")}, "n beta~",
+			"DuplicateEnvironment: x/x1@1m30s"},
+		// A replayed request must not reject itself, nor forget its first attempt.
+		"replayed with another UID": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n alpha~", "admit: n/n0@1s n/n1@0s"},
+		"sent again, the pod is there": {[]client.Object{lease("n", held("n alpha~", "n0", long)), newPod("n alpha~", "n0")}, "n alpha~",
+			"admit: n/n0@1m30s n/n1@0s"},
+		"written before":               {[]client.Object{lease("n", held("n alpha~", "n1", time.Second))}, "n alpha~", "admit: n/n1@0s"},
+		"same name, other environment": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n beta~", "admit: n/n0@1s n/n1@0s"},
+		// A claim that says nothing may hold anything.
+		"no annotation":                         {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations = nil })}, "n", "InFlight: garbage /@0s"},
+		"no JSON":                               {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "hello" })}, "n", "InFlight: garbage /@0s"},
+		"empty list":                            {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "[]" })}, "n", "InFlight: garbage /@0s"},
+		"null":                                  {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "null" })}, "n", "InFlight: garbage /@0s"},
+		"of a later version":                    {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Labels[Label] = "v2" })}, "n", "InFlight: garbage /@0s"},
+		"its labels are gone":                   {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Labels = nil })}, "n", "admit: n/n1@0s"},
+		"full of ended pods":                    {append([]client.Object{lease("n", many(maxHolders)...)}, manyEnded(maxHolders)...), "n", "503: "},
+		"full of those gone":                    {[]client.Object{lease("n", many(maxHolders)...)}, "n", "admit: n/n1@0s"},
+		"mapped beside mapped":                  {[]client.Object{lease("n map_index=1", held("x alpha~ map_index=1", "x1", 0))}, "n alpha~ map_index=2", "admit: n/n1@0s"},
+		"mapped beside unmapped in flight":      {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n beta~ map_index=1", "InFlight: none"},
+		"mapped beside unmapped":                {[]client.Object{lease("n", held("x alpha~", "x1", long)), newPod("x alpha~", "x1")}, "n beta~ map_index=1", "DuplicateEnvironment: none"},
+		"unmapped beside a mark":                {[]client.Object{lease("n", marked(held("x alpha~", "x1", 89*time.Second)))}, "n beta~", "InFlight: mark/@1m29s"},
+		"unmapped beside a mark, both declared": {[]client.Object{lease("n", marked(held("x alpha!", "x1", 0)))}, "n beta!", "admit: mark/@0s n/n1@0s"},
+		"unmapped beside an old mark":           {[]client.Object{lease("n", marked(held("x alpha~", "x1", long)))}, "n beta~", "admit: n/n1@0s"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			for _, dryRun := range []bool{true, false} {
+				c := cluster(tc.objects...)
+				before := holdersOf(t, c, tc.line)
+				d, err := claimsOn(c).Take(t.Context(), submission(tc.line, "n1"), dryRun)
+				got := "admit: "
+				switch {
+				case apierrors.IsServiceUnavailable(err):
+					if want := "there are 64 pods of jobs/d/t/run_id=r that Airflow still finds; delete those that have ended"; !strings.Contains(err.Error(), want) {
+						t.Errorf("%v lacks %q", err, want)
+					}
+					got = "503: "
+				case err != nil:
+					t.Fatal(err)
+				case !d.Allowed:
+					got = string(d.Reason) + ": "
+				}
+				after := holdersOf(t, c, tc.line)
+				if dryRun {
+					if after != before {
+						t.Errorf("a dry run turned %s into %s", before, after)
+					}
+					if got != "503: " && !strings.HasPrefix(tc.want, got) && tc.want != "503: " {
+						t.Errorf("dry run: %s, want %s", got, tc.want)
+					}
+					continue
+				}
+				if got != "503: " {
+					got += after
+				}
+				if got != tc.want {
+					t.Errorf("got  %s\nwant %s", got, tc.want)
+				}
+			}
+		})
+	}
+}
+
+func many(n int) []Holder {
+	holders := make([]Holder, n)
+	for i := range holders {
+		holders[i] = held(fmt.Sprint("x", i), types.UID(fmt.Sprint("x", i)), 2*InFlight)
+	}
+	return holders
+}
+
+func manyEnded(n int) []client.Object {
+	pods := make([]client.Object, n)
+	for i := range pods {
+		pods[i] = ended(newPod(fmt.Sprint("x", i), types.UID(fmt.Sprint("x", i))))
+	}
+	return pods
+}
+
+func TestMarks(t *testing.T) {
+	family := func(objects ...client.Object) (client.Client, string) {
+		c := cluster(objects...)
+		if d, err := claimsOn(c).Take(t.Context(), submission("n alpha~ map_index=1", "n1"), false); err != nil || !d.Allowed {
+			t.Fatalf("%v %+v", err, d)
+		}
+		return c, holdersOf(t, c, "n")
+	}
+	alpha, beta := held("x alpha~", "", 0), held("x beta~", "", 0)
+	at := func(h Holder, ago time.Duration) Holder {
+		h.ClaimedAt = metav1.NewTime(now.Add(-ago))
+		return markOf(h)
+	}
+	for name, tc := range map[string]struct {
+		there []Holder
+		want  string
+	}{
+		"none":                  {nil, "mark/@0s"},
+		"fresh":                 {[]Holder{at(alpha, 29*time.Second)}, "mark/@29s"},
+		"to be renewed":         {[]Holder{at(alpha, 30*time.Second)}, "mark/@0s"},
+		"another environment's": {[]Holder{at(beta, time.Second)}, "mark/@1s mark/@0s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var objects []client.Object
+			if tc.there != nil {
+				objects = append(objects, lease("n", tc.there...))
+			}
+			c, got := family(objects...)
+			if got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+			if own := holdersOf(t, c, "n map_index=1"); own != "n/n1@0s" {
+				t.Errorf("its own claim: %s", own)
+			}
+		})
+	}
+}
+
+func failing(c client.WithWatch, times int, err error) client.WithWatch {
+	var failed atomic.Int64
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			if failed.Add(1) <= int64(times) {
+				// It has been written, but nobody hears of it.
+				if createErr := c.Create(ctx, obj, opts...); createErr != nil {
+					return createErr
+				}
+				return err
+			}
+			return c.Create(ctx, obj, opts...)
+		},
+	})
+}
+
+func TestTakeWhenTheAPIServerFails(t *testing.T) {
+	never := 1 << 30
+	lease := coordinationv1.Resource("leases")
+	for name, tc := range map[string]struct {
+		times int
+		err   error
+		want  string
+	}{
+		"a reset after the write": {1, syscall.ECONNRESET, "admit"},
+		"too many requests":       {1, apierrors.NewTooManyRequests("later", 1), "admit"},
+		"a server timeout":        {1, apierrors.NewServerTimeout(lease, "create", 1), "admit"},
+		"forbidden":               {1, apierrors.NewForbidden(lease, "x", errors.New("no RBAC")), "creating claim claim-"},
+		"no namespace":            {1, apierrors.NewNotFound(corev1.Resource("namespaces"), "solepod"), `creating claim claim-`},
+		"refused for ever":        {never, syscall.ECONNREFUSED, "no time left: creating claim claim-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster()
+			api := failing(c, tc.times, tc.err)
+			if tc.times == never {
+				api = interceptor.NewClient(c, interceptor.Funcs{
+					Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error { return tc.err },
+				})
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			got := "admit"
+			d, err := claimsOn(api).Take(ctx, submission("n", "n1"), false)
+			if err != nil {
+				got = err.Error()
+			}
+			if !strings.HasPrefix(got, tc.want) || err == nil && !d.Allowed {
+				t.Errorf("%s, %+v", got, d)
+			}
+			if tc.times == never && !apierrors.IsServiceUnavailable(err) {
+				t.Errorf("%v is no 503", err)
+			}
+		})
+	}
+}
+
+// Under the deadline, others that write all the time are a denial that
+// recent providers of Airflow answer by trying again.
+func TestTakeUnderContention(t *testing.T) {
+	c := interceptor.NewClient(cluster(lease("n", held("x", "x1", InFlight))), interceptor.Funcs{
+		Update: func(_ context.Context, _ client.WithWatch, obj client.Object, _ ...client.UpdateOption) error {
+			return apierrors.NewConflict(coordinationv1.Resource("leases"), obj.GetName(), errors.New("changed"))
+		},
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	d, err := claimsOn(c).Take(ctx, submission("n", "n1"), false)
+	if err != nil || d.Allowed || d.Code != 409 || d.Reason != policy.InFlight {
+		t.Fatalf("%v %+v", err, d)
+	}
+	if want := "solepod: another pod of this task is being created at this moment. Existing pod: jobs/unknown, environment unknown"; !strings.HasPrefix(d.Message, want) {
+		t.Error(d.Message)
+	}
+}
+
+func TestReconcile(t *testing.T) {
+	const long = 2 * InFlight
+	future := held("x", "x1", -24*time.Hour)
+	broken := func(l *coordinationv1.Lease) *coordinationv1.Lease {
+		l.Annotations[annotationHolders] = "hello"
+		return l
+	}
+	noLabels := func(l *coordinationv1.Lease) *coordinationv1.Lease {
+		l.Labels = nil
+		return l
+	}
+	tests := map[string]struct {
+		objects []client.Object
+		unseen  []client.Object // there, but not in the cache
+		gone    types.UID
+		want    string
+		wait    time.Duration
+	}{
+		"nothing":                        {want: "none"},
+		"a pod without a claim":          {objects: []client.Object{newPod("x", "x1")}, want: "x/x1@1h0m0s"},
+		"two pods without a claim":       {objects: []client.Object{newPod("x", "x1"), newPod("y", "y1")}, want: "x/x1@1h0m0s y/y1@1h0m0s"},
+		"a pod that is checked":          {objects: []client.Object{checked(newPod("x", "x1"))}, want: "none"},
+		"a pod that has ended":           {objects: []client.Object{ended(newPod("x", "x1"))}, want: "x/x1@1h0m0s"},
+		"in flight":                      {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, want: "x/x1@20s", wait: 40 * time.Second},
+		"in flight, and gone":            {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x1", want: "none"},
+		"in flight, another is gone":     {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x0", want: "x/x1@20s", wait: 40 * time.Second},
+		"held":                           {objects: []client.Object{lease("x", held("x", "x1", long)), newPod("x", "x1")}, want: "x/x1@2m0s"},
+		"held, then checked":             {objects: []client.Object{lease("x", held("x", "x1", long)), checked(newPod("x", "x1"))}, want: "none"},
+		"expired":                        {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, want: "none"},
+		"expired, but there":             {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, unseen: []client.Object{newPod("x", "x1")}, want: "x/x1@1m0s"},
+		"expired, another has the name":  {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, unseen: []client.Object{newPod("x", "x2")}, want: "none"},
+		"replaced under its name":        {objects: []client.Object{lease("x", held("x", "x1", InFlight)), newPod("x", "x2")}, want: "x/x2@1h0m0s"},
+		"one of two is gone":             {objects: []client.Object{lease("x", held("x", "x1", long), held("y", "y1", long)), newPod("y", "y1")}, want: "y/y1@2m0s"},
+		"a mark":                         {objects: []client.Object{lease("x", marked(held("x", "", 80*time.Second)))}, want: "mark/@1m20s", wait: 10 * time.Second},
+		"an old mark":                    {objects: []client.Object{lease("x", marked(held("x", "", 90*time.Second)))}, want: "none"},
+		"garbage":                        {objects: []client.Object{broken(lease("x", held("x", "x1", 0)))}, want: "/@0s", wait: InFlight},
+		"garbage, no labels":             {objects: []client.Object{noLabels(broken(lease("x", held("x", "x1", 0))))}, want: "/@0s", wait: InFlight},
+		"garbage with a pod":             {objects: []client.Object{broken(lease("x", held("x", "x1", 0))), newPod("x", "x1")}, want: "/@0s x/x1@1h0m0s", wait: InFlight},
+		"of the future":                  {objects: []client.Object{lease("x", future)}, want: "x/x1@0s", wait: InFlight},
+		"labels taken off, pod is there": {objects: []client.Object{noLabels(lease("x", held("x", "x1", long))), newPod("x", "x1")}, want: "x/x1@2m0s"},
+		"labels taken off, expired":      {objects: []client.Object{noLabels(lease("x", held("x", "x1", long)))}, want: "none"},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			cache, live := cluster(tc.objects...), cluster(append(tc.objects, tc.unseen...)...)
+			r := &Reconciler{Cache: cache, API: live, Namespace: "solepod", Settings: modelSettings, Now: func() time.Time { return now }}
+			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
+			result, err := r.Reconcile(t.Context(), Request{Claim: Name(id), Gone: tc.gone})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := holdersOf(t, live, "x"); got != tc.want {
+				t.Errorf("holders %s, want %s", got, tc.want)
+			}
+			if result.RequeueAfter != tc.wait {
+				t.Errorf("again after %s, want %s", result.RequeueAfter, tc.wait)
+			}
+			if l := leaseOf(t, live, "x"); l != nil && name != "garbage, no labels" && name != "labels taken off, pod is there" {
+				if of, ok := identityOf(l); !ok || of != id {
+					t.Errorf("the claim is labelled %v", l.Labels)
+				}
+			}
+		})
+	}
+}
+
+// A cache that is behind is noticed by a conflict, and looked at again.
+func TestReconcileFromAnOldCache(t *testing.T) {
+	for name, tc := range map[string]struct{ cached, live []client.Object }{
+		"the claim is not known yet": {[]client.Object{newPod("x", "x1")}, []client.Object{newPod("x", "x1"), lease("x", held("y", "y1", 0))}},
+		"the claim is gone already":  {[]client.Object{newPod("y", "y1"), lease("x", held("x", "x1", 2*InFlight))}, []client.Object{newPod("y", "y1")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			live := cluster(tc.live...)
+			before := holdersOf(t, live, "x")
+			r := &Reconciler{Cache: cluster(tc.cached...), API: live, Namespace: "solepod", Settings: modelSettings, Now: func() time.Time { return now }}
+			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
+			result, err := r.Reconcile(t.Context(), Request{Claim: Name(id)})
+			if err != nil || result.RequeueAfter != retryAfter {
+				t.Errorf("%v, again after %s", err, result.RequeueAfter)
+			}
+			if after := holdersOf(t, live, "x"); after != before {
+				t.Errorf("%s became %s", before, after)
+			}
+		})
+	}
+}
+
+// recorded is a queue that remembers what was added.
+type recorded struct {
+	workqueue.TypedRateLimitingInterface[Request]
+	added []string
+}
+
+func (r *recorded) add(req Request, after time.Duration) {
+	r.added = append(r.added, fmt.Sprintf("%s gone=%s after=%s", req.Claim[len(prefix):len(prefix)+4], req.Gone, after))
+}
+func (r *recorded) Add(req Request)                           { r.add(req, 0) }
+func (r *recorded) AddAfter(req Request, after time.Duration) { r.add(req, after) }
+
+func TestPodEvents(t *testing.T) {
+	meta := func(line string, uid types.UID) podEvent {
+		return &metav1.PartialObjectMetadata{ObjectMeta: newPod(line, uid).ObjectMeta}
+	}
+	short := func(line string) string {
+		return claimOfPod(meta(line, ""))[len(prefix) : len(prefix)+4]
+	}
+	own, other := short("x"), short("x run_id=other")
+	for name, tc := range map[string]struct {
+		send func(*recorded)
+		want []string
+	}{
+		"created": {func(q *recorded) {
+			podEvents().Create(t.Context(), event.TypedCreateEvent[podEvent]{Object: meta("x", "1")}, q)
+		}, []string{own + " gone= after=1s"}},
+		"no task pod": {func(q *recorded) {
+			podEvents().Create(t.Context(), event.TypedCreateEvent[podEvent]{Object: meta("x airflow-worker=1", "1")}, q)
+		}, nil},
+		"deleted": {func(q *recorded) {
+			podEvents().Delete(t.Context(), event.TypedDeleteEvent[podEvent]{Object: meta("x", "1")}, q)
+		}, []string{own + " gone=1 after=0s"}},
+		"its status changed": {func(q *recorded) {
+			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x", "1")}, q)
+		}, nil},
+		"checked": {func(q *recorded) {
+			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x already_checked=True", "1")}, q)
+		}, []string{own + " gone= after=0s", own + " gone= after=0s"}},
+		"another task's now": {func(q *recorded) {
+			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x run_id=other", "1")}, q)
+		}, []string{own + " gone= after=0s", other + " gone= after=0s"}},
+		"no task pod any more": {func(q *recorded) {
+			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x airflow-worker=1", "1")}, q)
+		}, []string{own + " gone= after=0s"}},
+		// What a watch tells of after an interruption.
+		"deleted and created again": {func(q *recorded) {
+			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x", "2")}, q)
+		}, []string{own + " gone=1 after=0s", own + " gone= after=0s", own + " gone= after=0s"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := &recorded{}
+			tc.send(q)
+			if diff := cmp.Diff(tc.want, q.added); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	if got := claimOfLease(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}}); got != nil {
+		t.Errorf("the lease of the leader election: %v", got)
+	}
+}
