@@ -34,8 +34,8 @@ func TestMapped(t *testing.T) {
 	}
 	// The same indexes from production collide, each with its own rival, and
 	// so does a pod without an index, with all of them.
-	again := taskPods("mapped", creates, func(i int, pod *corev1.Pod) {
-		pod.Name += "-production"
+	again := taskPods("mapped-again", creates, func(i int, pod *corev1.Pod) {
+		pod.Labels["run_id"] = "mapped"
 		pod.Labels["map_index"] = fmt.Sprint(i)
 		if i%2 == 1 {
 			delete(pod.Labels, "map_index")
@@ -117,8 +117,8 @@ func TestRetries(t *testing.T) {
 		if err := plane.Admin.Update(t.Context(), first[0]); err != nil {
 			t.Fatal(err)
 		}
-		second := taskPods(run, creates, func(_ int, pod *corev1.Pod) {
-			pod.Name += "-retry"
+		second := taskPods(run+"-retry", creates, func(_ int, pod *corev1.Pod) {
+			pod.Labels["run_id"] = run
 			pod.Labels["try_number"] = "2"
 		})
 		got = together(t.Context(), second, func(int) client.Client { return clients["alpha"] }, nil)
@@ -140,7 +140,7 @@ func TestRetries(t *testing.T) {
 	t.Run("Allow", func(t *testing.T) {
 		guard.Run(t, plane, guard.Options{Replicas: replicas})
 		got, live := retry(t, "retries-allow")
-		if got.admitted != 1 || fmt.Sprint(live) != "[try 1 try 2]" && fmt.Sprint(live) != "[try 2 try 1]" {
+		if got.admitted != 1 || got.other != 0 || fmt.Sprint(live) != "[try 1 try 2]" && fmt.Sprint(live) != "[try 2 try 1]" {
 			t.Errorf("%v, live: %v", &got, live)
 		}
 	})
@@ -159,7 +159,7 @@ func TestRetries(t *testing.T) {
 			}
 		})
 		got, live := retry(t, "retries-supersede")
-		if got.admitted != 1 || fmt.Sprint(live) != "[try 2]" {
+		if got.admitted != 1 || got.other != 0 || fmt.Sprint(live) != "[try 2]" {
 			t.Errorf("%v, live: %v", &got, live)
 		}
 		superseded := 0
