@@ -111,6 +111,8 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 			return nil, err
 		}
 	}
+	// Otherwise open watches keep it from ending for a minute.
+	apiServer.Configure().Set("shutdown-watch-termination-grace-period", "1s")
 	if c.Config, err = c.env.Start(); err != nil {
 		return nil, fmt.Errorf("starting kube-apiserver and etcd: %w", err)
 	}

@@ -222,6 +222,12 @@ func (g *Guard) Install(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, hook := range g.webhooks.ValidatingWebhooks {
+		hook.ResourceVersion = "" // of an installation before
+	}
+	for _, hook := range g.webhooks.MutatingWebhooks {
+		hook.ResourceVersion = ""
+	}
 	if err := g.webhooks.Install(g.plane.Config); err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/solepod/solepod/test/guard"
 )
@@ -33,7 +34,12 @@ import (
 // review is a review of the creation of a pod, as the API server sends it.
 func review(t *testing.T, pod *corev1.Pod) []byte {
 	t.Helper()
-	pod.UID = "00000000-0000-0000-0000-000000000001"
+	return reviewOf(t, pod, "00000000-0000-0000-0000-000000000001")
+}
+
+func reviewOf(t *testing.T, pod *corev1.Pod, uid types.UID) []byte {
+	t.Helper()
+	pod.UID = uid
 	raw, err := json.Marshal(pod)
 	if err != nil {
 		t.Fatal(err)
