@@ -27,6 +27,10 @@ test: controlplane ## Run all tests, unit and integration
 test-unit: ## Run the tests that need no control plane
 	$(GO) test ./cmd/... ./pkg/...
 
+.PHONY: test-race
+test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
+	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
+
 .PHONY: controlplane
 controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there
 	@$(GO) run ./test/controlplane/build >/dev/null

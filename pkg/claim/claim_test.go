@@ -43,8 +43,9 @@ func cluster(objects ...client.Object) client.WithWatch {
 	return builder.Build()
 }
 
-func submission(line string, uid types.UID) policy.Submission {
-	return policy.Submission{Pod: taskpod.FromMeta(newPod(line, uid), ""), Now: now}
+// submission is the creation of a pod with UID n1.
+func submission(line string) policy.Submission {
+	return policy.Submission{Pod: taskpod.FromMeta(newPod(line, "n1"), ""), Now: now}
 }
 
 func claimsOn(api API) *Claims {
@@ -250,7 +251,7 @@ func TestTake(t *testing.T) {
 			for _, dryRun := range []bool{true, false} {
 				c := cluster(tc.objects...)
 				before := holdersOf(t, c, tc.line)
-				d, err := claimsOn(c).Take(t.Context(), submission(tc.line, "n1"), dryRun)
+				d, err := claimsOn(c).Take(t.Context(), submission(tc.line), dryRun)
 				got := "admit: "
 				switch {
 				case apierrors.IsServiceUnavailable(err):
@@ -303,7 +304,7 @@ func manyEnded(n int) []client.Object {
 func TestMarks(t *testing.T) {
 	family := func(objects ...client.Object) (client.Client, string) {
 		c := cluster(objects...)
-		if d, err := claimsOn(c).Take(t.Context(), submission("n alpha~ map_index=1", "n1"), false); err != nil || !d.Allowed {
+		if d, err := claimsOn(c).Take(t.Context(), submission("n alpha~ map_index=1"), false); err != nil || !d.Allowed {
 			t.Fatalf("%v %+v", err, d)
 		}
 		return c, holdersOf(t, c, "n")
@@ -380,7 +381,7 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
 			got := "admit"
-			d, err := claimsOn(api).Take(ctx, submission("n", "n1"), false)
+			d, err := claimsOn(api).Take(ctx, submission("n"), false)
 			if err != nil {
 				got = err.Error()
 			}
@@ -404,7 +405,7 @@ func TestTakeUnderContention(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	d, err := claimsOn(c).Take(ctx, submission("n", "n1"), false)
+	d, err := claimsOn(c).Take(ctx, submission("n"), false)
 	if err != nil || d.Allowed || d.Code != 409 || d.Reason != policy.InFlight {
 		t.Fatalf("%v %+v", err, d)
 	}

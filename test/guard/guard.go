@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -88,11 +89,22 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 			err = errors.Join(err, g.Stop())
 		}
 	}()
+	address, err := freeAddress(ctx)
+	if err != nil {
+		return nil, err
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	g.webhooks.LocalServingHost = host
+	if g.webhooks.LocalServingPort, err = strconv.Atoi(port); err != nil {
+		return nil, err
+	}
 	if err := g.webhooks.PrepWithoutInstalling(); err != nil {
 		return nil, err
 	}
 	g.CertDir, g.CA = g.webhooks.LocalServingCertDir, g.webhooks.LocalServingCAData
-	address := net.JoinHostPort(g.webhooks.LocalServingHost, strconv.Itoa(g.webhooks.LocalServingPort))
 	if g.dir, err = os.MkdirTemp("", "solepod-guard-"); err != nil {
 		return nil, err
 	}
@@ -301,10 +313,18 @@ func apply(ctx context.Context, plane *controlplane.ControlPlane, manifest strin
 	}
 }
 
+// freeAddress finds a port on which nobody listens, below those that the
+// system gives to connections: one of those might be taken before it is used.
 func freeAddress(ctx context.Context) (string, error) {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const lowest, count, attempts = 20000, 10000, 100
+	var last error
+	for range attempts {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.IntN(count))) //nolint:gosec // no secret
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err == nil {
+			return address, listener.Close()
+		}
+		last = err
 	}
-	return listener.Addr().String(), listener.Close()
+	return "", fmt.Errorf("finding a free port: %w", last)
 }

@@ -128,7 +128,7 @@ func (r *Replica) WaitReady(ctx context.Context) error {
 func (r *Replica) stop() error {
 	var err error
 	if r.Process != nil {
-		err = r.Process.Stop()
+		err = r.Stop()
 	}
 	return errors.Join(err, r.api.close())
 }
