@@ -29,6 +29,9 @@ import (
 // are made to stop after each call by running them anew for each step: the
 // answers they have had so far are played to them again, the next call is
 // answered by the state of the moment, and the one after that stops them.
+//
+// A crash needs no move of its own: it is a run that is never continued, and
+// what the others do then is explored like everything else.
 
 // answer is what a call to the API server, the cache or the clock returned.
 type answer struct {
