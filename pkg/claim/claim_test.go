@@ -414,6 +414,36 @@ func TestTakeUnderContention(t *testing.T) {
 	}
 }
 
+// A pod in flight is mostly there in a moment.
+func TestPatience(t *testing.T) {
+	c := cluster(lease("n", held("x alpha~", "x1", time.Second)))
+	looks := 0
+	api := interceptor.NewClient(c, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			if _, ok := obj.(*corev1.Pod); ok {
+				if looks++; looks == 3 {
+					if err := c.Create(ctx, newPod("x alpha~", "x1")); err != nil {
+						return err
+					}
+				}
+			}
+			return c.Get(ctx, key, obj, opts...)
+		},
+	})
+	claims := claimsOn(api)
+	claims.Patience = time.Hour
+	d, err := claims.Take(t.Context(), submission("n beta~"), false)
+	if err != nil || d.Reason != policy.DuplicateEnvironment || looks != 3 {
+		t.Errorf("%v %+v after %d looks", err, d, looks)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	claims.API = cluster(lease("n", held("x alpha~", "x1", time.Second)))
+	if d, err := claims.Take(ctx, submission("n beta~"), false); err != nil || d.Reason != policy.InFlight {
+		t.Errorf("until the deadline: %v %+v", err, d)
+	}
+}
+
 func TestReconcile(t *testing.T) {
 	const long = 2 * InFlight
 	future := held("x", "x1", -24*time.Hour)

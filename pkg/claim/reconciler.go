@@ -97,7 +97,7 @@ const (
 	adoptAfter = time.Second
 	// retryAfter is when a claim is looked at again that somebody else was
 	// writing.
-	retryAfter = time.Second
+	retryAfter = 100 * time.Millisecond
 
 	// workers is how many claims are written at once.
 	workers = 4

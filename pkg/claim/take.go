@@ -33,6 +33,9 @@ type Claims struct {
 	// Namespace is where the claims are: solepod's own.
 	Namespace string
 	Settings  policy.Settings
+	// Patience is how long Take waits for a pod in flight to appear, or for the
+	// Reconciler to drop one that has just been deleted, before it denies.
+	Patience time.Duration
 
 	after func(time.Duration) <-chan time.Time // nil for time.After
 }
@@ -65,6 +68,7 @@ func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (po
 // take puts mine among the holders of one claim. The common case, that there
 // is no claim yet, costs one write and no read. Marks are mostly there already.
 func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, dryRun bool) (policy.Decision, error) {
+	began := time.Now()
 	assumeNone := !mine.Mark && !dryRun
 	contended := false
 	after := c.after
@@ -76,7 +80,9 @@ func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submiss
 		decision, err := c.attempt(ctx, id, n, mine, assumeNone, dryRun)
 		switch {
 		case err == nil:
-			return decision, nil
+			if decision.Reason != policy.InFlight || time.Since(began) >= c.Patience {
+				return decision, nil
+			}
 		case errors.Is(err, errContended):
 			contended = true
 		case errors.Is(err, errFull) || !transient(err):
@@ -89,6 +95,9 @@ func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submiss
 		case <-after(backoff.Step()):
 			continue
 		case <-ctx.Done():
+		}
+		if err == nil {
+			return decision, nil
 		}
 		if contended {
 			return policy.Contended(n, c.Settings), nil

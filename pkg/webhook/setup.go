@@ -75,6 +75,10 @@ func withDeadline(next http.Handler) http.Handler {
 	})
 }
 
+// patience is how long an admission waits for another to become visible.
+// Mostly that takes a few milliseconds, and then the answer is a final one.
+const patience = time.Second
+
 // maxTimeout is the longest that an API server waits for a webhook.
 const maxTimeout = 30 * time.Second
 
@@ -134,7 +138,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	server.Register(GuardPath, hook(&Guard{
 		reviewer: reviewer, settings: cfg.Policy(), enforcement: cfg.Enforcement, now: time.Now,
 		pods:       podReader{cache: mgr.GetCache(), live: api},
-		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy()},
+		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Patience: patience},
 		superseder: api,
 	}))
 

@@ -45,6 +45,23 @@ type Options struct {
 	Progress io.Writer
 }
 
+// Main runs the tests of a package with a control plane of its own, which they
+// find in plane. It returns the exit code.
+func Main(m interface{ Run() int }, plane **ControlPlane, o Options) int {
+	o.Progress = os.Stderr
+	var err error
+	if *plane, err = Start(context.Background(), o); err != nil {
+		fmt.Fprintln(os.Stderr, "starting the control plane:", err)
+		return 1
+	}
+	code := m.Run()
+	if err := (*plane).Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping the control plane:", err)
+		return 1
+	}
+	return code
+}
+
 // NodeName is the node that Options.Node provides.
 const NodeName = "kwok-node"
 

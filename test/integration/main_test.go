@@ -4,7 +4,6 @@ package integration
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -25,24 +24,7 @@ import (
 var plane *controlplane.ControlPlane
 
 func TestMain(m *testing.M) {
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	var err error
-	plane, err = controlplane.Start(context.Background(), controlplane.Options{
-		ControllerManager: true, Node: true, Progress: os.Stderr,
-	})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "starting the control plane:", err)
-		return 1
-	}
-	code := m.Run()
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, "stopping the control plane:", err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true}))
 }
 
 // world is a set of namespaces for one test: two Airflows and the namespace in

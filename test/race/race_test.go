@@ -45,22 +45,7 @@ var plane *controlplane.ControlPlane
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	ctx := context.Background()
-	var err error
-	if plane, err = controlplane.Start(ctx, controlplane.Options{Progress: os.Stderr}); err != nil {
-		fmt.Fprintln(os.Stderr, "starting the control plane:", err)
-		return 1
-	}
-	code := m.Run()
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, "stopping the control plane:", err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Main(m, &plane, controlplane.Options{}))
 }
 
 // airflows are the clients of Airflow alpha and production, without a limit of
