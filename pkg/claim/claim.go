@@ -18,7 +18,7 @@
 // drops a holder only if
 //
 //   - the very pod (by UID) can be seen, and Airflow no longer finds it; or
-//   - the very pod has been seen, and is gone (the Reconciler's watch); or
+//   - the very pod has been seen, and is gone (its own watch of pods); or
 //   - the claim was read first, the pod is not found after that, and InFlight
 //     has passed, so that no request that could still create it is alive;
 //
@@ -241,6 +241,8 @@ type sighting struct {
 	Holder
 	// found is nil where there is no pod, or none of this task.
 	found *taskpod.Pod
+	// gone is set if the very pod has been seen, and is no more.
+	gone bool
 }
 
 // itself reports whether the very pod that the holder stands for was found.
@@ -251,7 +253,7 @@ func (s sighting) holds(now time.Time) bool {
 	if s.itself() {
 		return !s.found.Checked()
 	}
-	return s.inFlight(now)
+	return !s.gone && s.inFlight(now)
 }
 
 // decide decides on a pod beside the holders of a claim, and returns the
@@ -309,15 +311,14 @@ func holdsUID(seen []sighting, uid types.UID) bool {
 
 // repair returns what a claim should say: the holders that still count, and
 // the pods that are there but not in it. The pods are those of this identity
-// that are known. gone is the UID of a pod that has been seen, and is
-// no more; "" for none. Holders of whom nothing is known but that they were
-// not found stay until they expire, the first of them after wait (0: none).
-func repair(now time.Time, seen []sighting, pods []taskpod.Pod, gone types.UID, environmentLabel string) (holders []Holder, wait time.Duration) {
+// that are known. Holders of whom nothing is known but that they were not
+// found stay until they expire, the first of them after wait (0: none).
+func repair(now time.Time, seen []sighting, pods []taskpod.Pod, environmentLabel string) (holders []Holder, wait time.Duration) {
 	for _, x := range seen {
 		if x.ClaimedAt.After(now.Add(InFlight)) {
 			x.ClaimedAt = metav1.NewTime(now) // else it would never expire
 		}
-		if gone != "" && x.UID == gone || !x.holds(now) {
+		if !x.holds(now) {
 			continue
 		}
 		if left := x.expires().Sub(now); !x.itself() && (wait == 0 || left < wait) {

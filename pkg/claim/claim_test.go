@@ -49,8 +49,10 @@ func submission(line string) policy.Submission {
 }
 
 func claimsOn(api API) *Claims {
-	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings}
+	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings, Gone: nobody}
 }
+
+func nobody(types.UID) bool { return false }
 
 // leaseOf is the claim of a pod's identity.
 func leaseOf(t *testing.T, c client.Reader, line string) *coordinationv1.Lease {
@@ -489,9 +491,10 @@ func TestReconcile(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			cache, live := cluster(tc.objects...), cluster(append(tc.objects, tc.unseen...)...)
-			r := &Reconciler{Cache: cache, API: live, Namespace: "solepod", Settings: modelSettings, Now: func() time.Time { return now }}
+			r := &Reconciler{Cache: cache, API: live, Namespace: "solepod", Settings: modelSettings,
+				Gone: func(uid types.UID) bool { return uid == tc.gone && uid != "" }, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
-			result, err := r.Reconcile(t.Context(), Request{Claim: Name(id), Gone: tc.gone})
+			result, err := r.Reconcile(t.Context(), Request(Name(id)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -519,9 +522,9 @@ func TestReconcileFromAnOldCache(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			live := cluster(tc.live...)
 			before := holdersOf(t, live, "x")
-			r := &Reconciler{Cache: cluster(tc.cached...), API: live, Namespace: "solepod", Settings: modelSettings, Now: func() time.Time { return now }}
+			r := &Reconciler{Cache: cluster(tc.cached...), API: live, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
-			result, err := r.Reconcile(t.Context(), Request{Claim: Name(id)})
+			result, err := r.Reconcile(t.Context(), Request(Name(id)))
 			if err != nil || result.RequeueAfter != retryAfter {
 				t.Errorf("%v, again after %s", err, result.RequeueAfter)
 			}
@@ -539,54 +542,51 @@ type recorded struct {
 }
 
 func (r *recorded) add(req Request, after time.Duration) {
-	r.added = append(r.added, fmt.Sprintf("%s gone=%s after=%s", req.Claim[len(prefix):len(prefix)+4], req.Gone, after))
+	r.added = append(r.added, fmt.Sprintf("%s after %s", short(req), after))
 }
 func (r *recorded) Add(req Request)                           { r.add(req, 0) }
 func (r *recorded) AddAfter(req Request, after time.Duration) { r.add(req, after) }
+
+func short(req Request) Request { return req[len(prefix) : len(prefix)+4] }
 
 func TestPodEvents(t *testing.T) {
 	meta := func(line string, uid types.UID) podEvent {
 		return &metav1.PartialObjectMetadata{ObjectMeta: newPod(line, uid).ObjectMeta}
 	}
-	short := func(line string) string {
-		return claimOfPod(meta(line, ""))[len(prefix) : len(prefix)+4]
-	}
-	own, other := short("x"), short("x run_id=other")
+	own, other := short(claimOfPod(meta("x", ""))), short(claimOfPod(meta("x run_id=other", "")))
+	at := func(claim Request, after string) string { return fmt.Sprintf("%s after %s", claim, after) }
+	// Pod 1 is created, updated to, or deleted.
 	for name, tc := range map[string]struct {
-		send func(*recorded)
-		want []string
+		created, before, after, deleted podEvent
+		want                            []string
+		gone                            bool
 	}{
-		"created": {func(q *recorded) {
-			podEvents().Create(t.Context(), event.TypedCreateEvent[podEvent]{Object: meta("x", "1")}, q)
-		}, []string{own + " gone= after=1s"}},
-		"no task pod": {func(q *recorded) {
-			podEvents().Create(t.Context(), event.TypedCreateEvent[podEvent]{Object: meta("x airflow-worker=1", "1")}, q)
-		}, nil},
-		"deleted": {func(q *recorded) {
-			podEvents().Delete(t.Context(), event.TypedDeleteEvent[podEvent]{Object: meta("x", "1")}, q)
-		}, []string{own + " gone=1 after=0s"}},
-		"its status changed": {func(q *recorded) {
-			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x", "1")}, q)
-		}, nil},
-		"checked": {func(q *recorded) {
-			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x already_checked=True", "1")}, q)
-		}, []string{own + " gone= after=0s", own + " gone= after=0s"}},
-		"another task's now": {func(q *recorded) {
-			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x run_id=other", "1")}, q)
-		}, []string{own + " gone= after=0s", other + " gone= after=0s"}},
-		"no task pod any more": {func(q *recorded) {
-			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x airflow-worker=1", "1")}, q)
-		}, []string{own + " gone= after=0s"}},
+		"created":              {created: meta("x", "1"), want: []string{at(own, "1s")}},
+		"no task pod":          {created: meta("x airflow-worker=1", "1")},
+		"deleted":              {deleted: meta("x", "1"), want: []string{at(own, "0s")}, gone: true},
+		"its status changed":   {before: meta("x", "1"), after: meta("x", "1")},
+		"checked":              {before: meta("x", "1"), after: meta("x already_checked=True", "1"), want: []string{at(own, "0s"), at(own, "0s")}},
+		"another task's now":   {before: meta("x", "1"), after: meta("x run_id=other", "1"), want: []string{at(own, "0s"), at(other, "0s")}},
+		"no task pod any more": {before: meta("x", "1"), after: meta("x airflow-worker=1", "1"), want: []string{at(own, "0s")}},
 		// What a watch tells of after an interruption.
-		"deleted and created again": {func(q *recorded) {
-			podEvents().Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: meta("x", "1"), ObjectNew: meta("x", "2")}, q)
-		}, []string{own + " gone=1 after=0s", own + " gone= after=0s", own + " gone= after=0s"}},
+		"deleted and created again": {before: meta("x", "1"), after: meta("x", "2"), want: []string{at(own, "0s"), at(own, "0s")}, gone: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			q := &recorded{}
-			tc.send(q)
+			q, gone := &recorded{}, NewGone()
+			events := podEvents(gone)
+			switch {
+			case tc.created != nil:
+				events.Create(t.Context(), event.TypedCreateEvent[podEvent]{Object: tc.created}, q)
+			case tc.deleted != nil:
+				events.Delete(t.Context(), event.TypedDeleteEvent[podEvent]{Object: tc.deleted}, q)
+			default:
+				events.Update(t.Context(), event.TypedUpdateEvent[podEvent]{ObjectOld: tc.before, ObjectNew: tc.after}, q)
+			}
 			if diff := cmp.Diff(tc.want, q.added); diff != "" {
 				t.Error(diff)
+			}
+			if gone.Has("1") != tc.gone || gone.Has("2") {
+				t.Errorf("gone: 1 %v, 2 %v", gone.Has("1"), gone.Has("2"))
 			}
 		})
 	}

@@ -63,13 +63,22 @@ func (r *run) call(operation func(*state) answer) answer {
 	return r.answers[r.played-1]
 }
 
-// now is the time at the last call, so that it is no step of its own.
-func (r *run) now() time.Time {
+// note answers by something that a process knows by itself at its last call,
+// so that asking is no step.
+func (r *run) note(known func(*state) any) any {
 	if r.played == len(r.answers) {
-		r.answers = append(slices.Clip(r.answers), answer{object: r.state.now})
+		r.answers = append(slices.Clip(r.answers), answer{object: known(r.state)})
 	}
 	r.played++
-	return r.answers[r.played-1].object.(time.Time)
+	return r.answers[r.played-1].object
+}
+
+func (r *run) now() time.Time {
+	return r.note(func(s *state) any { return s.now }).(time.Time)
+}
+
+func (r *run) gone(uid types.UID) bool {
+	return r.note(func(s *state) any { return slices.Contains(s.gone, uid) }).(bool)
 }
 
 // step runs code up to its next call and reports whether it has come to its end.
@@ -258,7 +267,7 @@ type state struct {
 	now          time.Time
 	incarnations int
 	known        map[string]*corev1.Pod // to the caches of all guards
-	gone         []types.UID            // deletions that the Reconciler's watch has told of
+	gone         []types.UID            // deletions that the watches have told of
 	creators     []progress
 	reconciler   progress
 	left         scenario
@@ -302,6 +311,8 @@ func (s *state) key() string {
 				}
 			case time.Time:
 				fmt.Fprint(&b, object.Unix())
+			case bool:
+				fmt.Fprint(&b, object)
 			}
 			fmt.Fprint(&b, apierrors.ReasonForError(a.err), ",")
 		}
@@ -344,7 +355,7 @@ func newPod(line string, uid types.UID) *corev1.Pod {
 // protocol is the code under test: the real one, or one of the broken variants.
 type protocol struct {
 	server    func(*run) API // as guards see it
-	take      func(ctx context.Context, api API, n policy.Submission) policy.Decision
+	take      func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision
 	reconcile func(ctx context.Context, r *run, req Request)
 	// uid is a pod's UID, of which a variant may take another view.
 	uid func(pod string, uid types.UID) types.UID
@@ -352,14 +363,17 @@ type protocol struct {
 
 var modelSettings = policy.Settings{EnvironmentLabel: envLabel, SelectorIncludesLabels: true}
 
-func realClaims(api API) *Claims {
+func realClaims(api API, r *run) *Claims {
 	fired := make(chan time.Time)
 	close(fired)
-	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings, after: func(time.Duration) <-chan time.Time { return fired }}
+	return &Claims{
+		API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone,
+		after: func(time.Duration) <-chan time.Time { return fired },
+	}
 }
 
 func realReconciler(cache client.Reader, api API, r *run) *Reconciler {
-	return &Reconciler{Cache: cache, API: api, Namespace: "solepod", Settings: modelSettings, Now: r.now}
+	return &Reconciler{Cache: cache, API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone, Now: r.now}
 }
 
 func must[T any](value T, err error) T {
@@ -372,8 +386,8 @@ func must[T any](value T, err error) T {
 func realProtocol() protocol {
 	return protocol{
 		server: func(r *run) API { return server{r} },
-		take: func(ctx context.Context, api API, n policy.Submission) policy.Decision {
-			return must(realClaims(api).Take(ctx, n, false))
+		take: func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision {
+			return must(claims.Take(ctx, n, false))
 		},
 		reconcile: func(ctx context.Context, r *run, req Request) {
 			must(realReconciler(cached{r}, server{r}, r).Reconcile(ctx, req))
@@ -483,7 +497,7 @@ func (e *explorer) movesOfCreator(s *state, i int, next func(string, func(*state
 			}
 			var decision policy.Decision
 			r := &run{state: s, answers: p.answers}
-			ended := r.step(func() { decision = e.protocol.take(e.ctx, e.protocol.server(r), n) })
+			ended := r.step(func() { decision = e.protocol.take(e.ctx, realClaims(e.protocol.server(r), r), n) })
 			p.answers = r.answers
 			switch {
 			case !ended:
@@ -532,17 +546,14 @@ func (e *explorer) movesOfReconciler(s *state, next func(string, func(*state))) 
 		}
 	}
 	if s.reconciler.phase == running {
-		next(fmt.Sprintf("the Reconciler continues %+v", s.reconciler.req), stepped)
+		next("the Reconciler continues on "+string(s.reconciler.req), stepped)
 	} else if s.left.reconciliations > 0 {
 		for _, claim := range e.claims() {
-			for _, gone := range append(slices.Clone(s.gone), "") {
-				req := Request{Claim: claim, Gone: gone}
-				next(fmt.Sprintf("the Reconciler starts %+v", req), func(s *state) {
-					s.left.reconciliations--
-					s.reconciler = progress{phase: running, req: req}
-					stepped(s)
-				})
-			}
+			next("the Reconciler starts on "+claim, func(s *state) {
+				s.left.reconciliations--
+				s.reconciler = progress{phase: running, req: Request(claim)}
+				stepped(s)
+			})
 		}
 	}
 	if s.left.reconciliations == 0 && s.reconciler.phase == idle {
@@ -619,14 +630,11 @@ func (e *explorer) settle(s *state) string {
 		s.watchPods()
 		s.cache.leases = maps.Clone(s.leases)
 		for _, claim := range e.claims() {
-			for _, gone := range append(slices.Clone(s.gone), "") {
-				p := progress{req: Request{Claim: claim, Gone: gone}}
-				for ended := false; !ended; {
-					r := &run{state: s, answers: p.answers}
-					ended = r.step(func() { e.protocol.reconcile(e.ctx, r, p.req) })
-					p.answers = r.answers
-					s.cache.leases = maps.Clone(s.leases)
-				}
+			var answers []answer
+			for ended := false; !ended; {
+				r := &run{state: s, answers: answers}
+				ended = r.step(func() { e.protocol.reconcile(e.ctx, r, Request(claim)) })
+				answers = r.answers
 			}
 		}
 		if problem := e.check(s); problem != "" {
@@ -752,9 +760,9 @@ func TestBrokenProtocolsAreFound(t *testing.T) {
 			p.server = func(r *run) API { return replacing{server{r}} }
 		},
 		"a mapped pod leaves no mark for its family": func(p *protocol) {
-			p.take = func(ctx context.Context, api API, n policy.Submission) policy.Decision {
+			p.take = func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision {
 				id, _ := n.Pod.Identity()
-				return must(realClaims(api).take(ctx, id, n, holderOf(n.Pod, envLabel, n.Now), false))
+				return must(claims.take(ctx, id, n, holderOf(n.Pod, envLabel, n.Now), false))
 			}
 		},
 	}

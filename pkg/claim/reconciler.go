@@ -14,7 +14,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilcache "k8s.io/apimachinery/pkg/util/cache"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -53,10 +56,10 @@ func Indexes() map[string]client.IndexerFunc {
 
 // ListPods returns the pods that a cache with Indexes has under a claim's name
 // in one of them. Their phase is not known.
-func ListPods(ctx context.Context, cache client.Reader, index, claim string) ([]taskpod.Pod, error) {
+func ListPods(ctx context.Context, from client.Reader, index, claim string) ([]taskpod.Pod, error) {
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-	err := cache.List(ctx, &list, client.MatchingFields{index: claim}, client.UnsafeDisableDeepCopy) // read only
+	err := from.List(ctx, &list, client.MatchingFields{index: claim}, client.UnsafeDisableDeepCopy) // read only
 	if err != nil {
 		return nil, fmt.Errorf("looking up the pods of %s: %w", claim, err)
 	}
@@ -67,13 +70,44 @@ func ListPods(ctx context.Context, cache client.Reader, index, claim string) ([]
 	return pods, nil
 }
 
-// Request asks the Reconciler to look at a claim.
-type Request struct {
-	// Claim is its name.
-	Claim string
-	// Gone is the UID of a pod that has been seen and is no more; "" for none.
-	Gone types.UID
+// Gone remembers pods that have been seen and are no more, for as long as a
+// claim could take them for in flight. Every replica has one, so that a task
+// whose pod was deleted need not wait for the leader.
+type Gone struct{ uids *utilcache.Expiring }
+
+// NewGone returns an empty Gone.
+func NewGone() *Gone { return &Gone{utilcache.NewExpiring()} }
+
+// Has reports whether a pod has been seen and is no more.
+func (g *Gone) Has(uid types.UID) bool {
+	_, ok := g.uids.Get(uid)
+	return ok
 }
+
+func (g *Gone) add(uid types.UID) { g.uids.Set(uid, nil, 2*InFlight) }
+
+// Watch learns from an informer on pods.
+func (g *Gone) Watch(pods cache.Informer) error {
+	_, err := pods.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(before, after any) {
+			// A watch that was interrupted tells of a deletion and a creation
+			// under the same name as of one update.
+			if before, after := before.(client.Object), after.(client.Object); before.GetUID() != after.GetUID() {
+				g.add(before.GetUID())
+			}
+		},
+		DeleteFunc: func(object any) {
+			if last, missed := object.(toolscache.DeletedFinalStateUnknown); missed {
+				object = last.Obj
+			}
+			g.add(object.(client.Object).GetUID())
+		},
+	})
+	return err
+}
+
+// Request asks the Reconciler to look at the claim of this name.
+type Request string
 
 // Reconciler makes claims say what is true: it adopts pods that are in no
 // claim, drops holders whose pods are gone or no longer found by Airflow, and
@@ -88,7 +122,9 @@ type Reconciler struct {
 	API       API
 	Namespace string
 	Settings  policy.Settings
-	Now       func() time.Time
+	// Gone reports whether a pod has been seen and is no more.
+	Gone func(types.UID) bool
+	Now  func() time.Time
 }
 
 const (
@@ -103,8 +139,9 @@ const (
 	workers = 4
 )
 
-// SetupWithManager runs the Reconciler in a manager, on the leader.
-func (r *Reconciler) SetupWithManager(mgr manager.Manager) error {
+// SetupWithManager runs the Reconciler in a manager, on the leader. What it sees
+// go is added to gone.
+func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *Gone) error {
 	c, err := controller.NewTyped("claims", mgr, controller.TypedOptions[Request]{
 		Reconciler: r, MaxConcurrentReconciles: workers,
 	})
@@ -114,7 +151,7 @@ func (r *Reconciler) SetupWithManager(mgr manager.Manager) error {
 	pod := &metav1.PartialObjectMetadata{}
 	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
 	return errors.Join(
-		c.Watch(source.TypedKind(mgr.GetCache(), pod, podEvents())),
+		c.Watch(source.TypedKind(mgr.GetCache(), pod, podEvents(gone))),
 		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, handler.TypedEnqueueRequestsFromMapFunc(claimOfLease))),
 	)
 }
@@ -124,51 +161,52 @@ type (
 	queue    = workqueue.TypedRateLimitingInterface[Request]
 )
 
-// podEvents turns what happens to pods into requests.
-func podEvents() handler.TypedEventHandler[podEvent, Request] {
+// podEvents turns what happens to pods into requests, and adds those that go
+// to gone: whoever handles the request must know already.
+func podEvents(gone *Gone) handler.TypedEventHandler[podEvent, Request] {
 	return handler.TypedFuncs[podEvent, Request]{
 		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[podEvent], q queue) {
 			if claim := claimOfPod(e.Object); claim != "" {
-				q.AddAfter(Request{Claim: claim}, adoptAfter)
+				q.AddAfter(claim, adoptAfter)
 			}
 		},
 		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[podEvent], q queue) {
-			before, after := claimOfPod(e.ObjectOld), claimOfPod(e.ObjectNew)
-			// A watch that was interrupted tells of a deletion and a creation
-			// under the same name as of one update.
-			if e.ObjectOld.UID != e.ObjectNew.UID && before != "" {
-				q.Add(Request{Claim: before, Gone: e.ObjectOld.UID})
-			} else if maps.Equal(e.ObjectOld.Labels, e.ObjectNew.Labels) {
+			replaced := e.ObjectOld.UID != e.ObjectNew.UID // see Gone.Watch
+			if replaced {
+				gone.add(e.ObjectOld.UID)
+			}
+			if !replaced && maps.Equal(e.ObjectOld.Labels, e.ObjectNew.Labels) {
 				return
 			}
-			for _, claim := range []string{before, after} {
+			for _, claim := range []Request{claimOfPod(e.ObjectOld), claimOfPod(e.ObjectNew)} {
 				if claim != "" {
-					q.Add(Request{Claim: claim})
+					q.Add(claim)
 				}
 			}
 		},
 		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[podEvent], q queue) {
+			gone.add(e.Object.UID)
 			if claim := claimOfPod(e.Object); claim != "" {
-				q.Add(Request{Claim: claim, Gone: e.Object.UID})
+				q.Add(claim)
 			}
 		},
 	}
 }
 
-func claimOfPod(object podEvent) string {
+func claimOfPod(object podEvent) Request {
 	pod := taskpod.FromMeta(object, "")
 	if !pod.Guarded() {
 		return ""
 	}
 	id, _ := pod.Identity()
-	return Name(id)
+	return Request(Name(id))
 }
 
 func claimOfLease(_ context.Context, lease *coordinationv1.Lease) []Request {
 	if !strings.HasPrefix(lease.Name, prefix) {
 		return nil // such as the one of the leader election
 	}
-	return []Request{{Claim: lease.Name}}
+	return []Request{Request(lease.Name)}
 }
 
 // Reconcile implements reconcile.TypedReconciler.
@@ -182,14 +220,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, req Request) (reconcile.Resu
 
 // reconcile repairs a claim, and returns when it may need the next repair.
 func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Duration, err error) {
+	name := string(req)
 	var lease coordinationv1.Lease
-	err = r.Cache.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: req.Claim}, &lease)
+	err = r.Cache.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: name}, &lease)
 	if client.IgnoreNotFound(err) != nil {
-		return 0, fmt.Errorf("reading claim %s: %w", req.Claim, err)
+		return 0, fmt.Errorf("reading claim %s: %w", name, err)
 	}
 	none := err != nil
 	// Before the pods, see above.
-	pods, err := ListPods(ctx, r.Cache, IndexClaim, req.Claim)
+	pods, err := ListPods(ctx, r.Cache, IndexClaim, name)
 	if err != nil {
 		return 0, err
 	}
@@ -201,7 +240,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 		intact  = true
 	)
 	if none {
-		lease.Namespace, lease.Name = r.Namespace, req.Claim
+		lease.Namespace, lease.Name = r.Namespace, name
 	} else {
 		holders, intact = read(&lease, now)
 	}
@@ -213,7 +252,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	if err != nil {
 		return 0, err
 	}
-	next, wait := repair(now, seen, pods, req.Gone, r.Settings.EnvironmentLabel)
+	next, wait := repair(now, seen, pods, r.Settings.EnvironmentLabel)
 	switch {
 	case intact && slices.Equal(next, holders):
 		return wait, nil
@@ -234,7 +273,7 @@ func (r *Reconciler) sight(ctx context.Context, id taskpod.Identity, holders []H
 		x := sighting{Holder: h}
 		if i := slices.IndexFunc(pods, func(p taskpod.Pod) bool { return p.UID == h.UID }); i >= 0 {
 			x.found = &pods[i]
-		} else if !h.inFlight(now) {
+		} else if x.gone = r.Gone(h.UID); !x.gone && !h.inFlight(now) {
 			var err error
 			if x.found, err = look(ctx, r.API, id, h); err != nil {
 				return nil, err

@@ -9,6 +9,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,8 +34,10 @@ type Claims struct {
 	// Namespace is where the claims are: solepod's own.
 	Namespace string
 	Settings  policy.Settings
-	// Patience is how long Take waits for a pod in flight to appear, or for the
-	// Reconciler to drop one that has just been deleted, before it denies.
+	// Gone reports whether a pod has been seen and is no more.
+	Gone func(types.UID) bool
+	// Patience is how long Take waits for a pod in flight to appear, or to be told
+	// that it has come and gone, before it denies.
 	Patience time.Duration
 
 	after func(time.Duration) <-chan time.Time // nil for time.After
@@ -124,7 +127,7 @@ func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Subm
 			return policy.Decision{}, fmt.Errorf("reading claim %s: %w", lease.Name, err)
 		default:
 			holders, _ := read(&lease, n.Now)
-			if seen, err = sight(ctx, c.API, id, holders); err != nil {
+			if seen, err = c.sight(ctx, id, holders); err != nil {
 				return policy.Decision{}, err
 			}
 		}
@@ -168,14 +171,14 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 }
 
 // sight looks at the API server for the pod of each holder.
-func sight(ctx context.Context, api API, id taskpod.Identity, holders []Holder) ([]sighting, error) {
+func (c *Claims) sight(ctx context.Context, id taskpod.Identity, holders []Holder) ([]sighting, error) {
 	seen := make([]sighting, 0, len(holders))
 	for _, h := range holders {
-		found, err := look(ctx, api, id, h)
+		found, err := look(ctx, c.API, id, h)
 		if err != nil {
 			return nil, err
 		}
-		seen = append(seen, sighting{h, found})
+		seen = append(seen, sighting{h, found, c.Gone(h.UID)})
 	}
 	return seen, nil
 }

@@ -91,11 +91,17 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			return nil, fmt.Errorf("indexing pods: %w", err)
 		}
 	}
+	gone := claim.NewGone()
 	var informers []cache.Informer
 	for _, kind := range []string{"Pod", "Namespace", "ServiceAccount"} {
 		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
 		if err != nil {
 			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
+		}
+		if kind == "Pod" {
+			if err := gone.Watch(informer); err != nil {
+				return nil, fmt.Errorf("watching pods: %w", err)
+			}
 		}
 		informers = append(informers, informer)
 	}
@@ -116,9 +122,9 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	reconciler := &claim.Reconciler{
-		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Now: time.Now,
+		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now,
 	}
-	if err := reconciler.SetupWithManager(mgr); err != nil {
+	if err := reconciler.SetupWithManager(mgr, gone); err != nil {
 		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
 	}
 
@@ -138,7 +144,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	server.Register(GuardPath, hook(&Guard{
 		reviewer: reviewer, settings: cfg.Policy(), enforcement: cfg.Enforcement, now: time.Now,
 		pods:       podReader{cache: mgr.GetCache(), live: api},
-		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Patience: patience},
+		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: patience},
 		superseder: api,
 	}))
 

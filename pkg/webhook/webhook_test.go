@@ -51,7 +51,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 		guard: Guard{
 			reviewer: r, settings: cfg.Policy(), enforcement: cfg.Enforcement,
 			pods: podReader{cache: cached, live: live}, superseder: live, now: time.Now,
-			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy()},
+			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
 		},
 	}
 	if change != nil {
