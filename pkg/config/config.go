@@ -6,9 +6,12 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
 
@@ -40,6 +43,10 @@ type Configuration struct {
 	// false if one of the environments has an older provider. Default: true.
 	SelectorIncludesLabels *bool `json:"selectorIncludesLabels,omitempty"`
 
+	// Environments says more about single environments. An environment need not
+	// be listed: labels name it. Default: none.
+	Environments []Environment `json:"environments,omitempty"`
+
 	// Enforcement says what a denial does. Default: Deny.
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
@@ -47,9 +54,46 @@ type Configuration struct {
 	// environment creates one for a later try. Default: Allow.
 	Retries Retries `json:"retries,omitempty"`
 
+	// ForeignAccess says what happens when one environment updates, deletes or
+	// connects to a task pod of another. Nothing is denied unless Enforcement
+	// is Deny as well. Default: Deny.
+	ForeignAccess ForeignAccess `json:"foreignAccess,omitempty"`
+
+	// Claims are the settings of the claims that decide among creates at the
+	// same moment.
+	Claims Claims `json:"claims,omitempty"`
+
 	// OnError says what happens to a task pod that solepod cannot decide on
 	// because the API server does not answer it. Default: Deny.
 	OnError OnError `json:"onError,omitempty"`
+}
+
+// Environment is what cannot be said by a label.
+type Environment struct {
+	// Name is the value of the environment label. Required.
+	Name string `json:"name"`
+
+	// Users are the names of users who belong to the environment, such as an
+	// Airflow outside the cluster. This goes before all labels.
+	Users []string `json:"users,omitempty"`
+
+	// Groups are groups of users who belong to the environment.
+	Groups []string `json:"groups,omitempty"`
+
+	// ServiceAccounts, as namespace/name, belong to the environment.
+	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
+
+	// SelectorIncludesLabels is the setting of the same name for this
+	// environment. Default: that of the whole configuration.
+	SelectorIncludesLabels *bool `json:"selectorIncludesLabels,omitempty"`
+}
+
+// Claims are the settings of claims.
+type Claims struct {
+	// Patience is how long an admission waits for another pod of the task, which
+	// was admitted but cannot be seen yet, before it is denied as InFlight.
+	// At most 5s. Default: 1s.
+	Patience *metav1.Duration `json:"patience,omitempty"`
 }
 
 // Injection is one of Off, Stamp and Require.
@@ -88,6 +132,19 @@ const (
 	// RetriesSupersede marks the earlier pod as checked, so that Airflow no
 	// longer finds it, and deletes it.
 	RetriesSupersede Retries = "Supersede"
+)
+
+// ForeignAccess is one of Deny, Audit and Off.
+type ForeignAccess string
+
+// Values of ForeignAccess.
+const (
+	// ForeignAccessDeny rejects the request.
+	ForeignAccessDeny ForeignAccess = "Deny"
+	// ForeignAccessAudit admits it and notes the denial in log and audit annotation.
+	ForeignAccessAudit ForeignAccess = "Audit"
+	// ForeignAccessOff does not look.
+	ForeignAccessOff ForeignAccess = "Off"
 )
 
 // OnError is one of Deny and Allow.
@@ -139,8 +196,16 @@ func (c *Configuration) setDefaults() {
 	c.APIVersion, c.Kind = APIVersion, Kind
 	c.EnvironmentLabel = cmp.Or(c.EnvironmentLabel, taskpod.DefaultEnvironmentLabel)
 	c.Injection = cmp.Or(c.Injection, InjectionStamp)
+	// To YAML 1.1, an unquoted Off is a boolean.
 	if c.Injection == "false" {
-		c.Injection = InjectionOff // to YAML 1.1, an unquoted Off is a boolean
+		c.Injection = InjectionOff
+	}
+	c.ForeignAccess = cmp.Or(c.ForeignAccess, ForeignAccessDeny)
+	if c.ForeignAccess == "false" {
+		c.ForeignAccess = ForeignAccessOff
+	}
+	if c.Claims.Patience == nil {
+		c.Claims.Patience = &metav1.Duration{Duration: time.Second}
 	}
 	if c.SelectorIncludesLabels == nil {
 		yes := true
@@ -173,7 +238,52 @@ func (c *Configuration) validate() field.ErrorList {
 	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)
 	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)
 	errs = append(errs, oneOf("retries", c.Retries, RetriesAllow, RetriesSupersede)...)
+	errs = append(errs, oneOf("foreignAccess", c.ForeignAccess, ForeignAccessDeny, ForeignAccessAudit, ForeignAccessOff)...)
+	if p := c.Claims.Patience.Duration; p < 0 || p > maxPatience {
+		errs = append(errs, field.Invalid(field.NewPath("claims", "patience"), p.String(), "must be from 0s to "+maxPatience.String()))
+	}
+	errs = append(errs, c.validateEnvironments()...)
 	errs = append(errs, oneOf("onError", c.OnError, OnErrorDeny, OnErrorAllow)...)
+	return errs
+}
+
+// maxPatience leaves time to answer within a webhook's timeout.
+const maxPatience = 5 * time.Second
+
+// validateEnvironments sees to it that nobody belongs to two environments by
+// name. Of groups that cannot be known here.
+func (c *Configuration) validateEnvironments() field.ErrorList {
+	var errs field.ErrorList
+	seen := map[string]bool{}
+	unique := func(path *field.Path, kind, value string) {
+		if value == "" {
+			errs = append(errs, field.Required(path, "must not be empty"))
+		} else if key := kind + " " + value; seen[key] {
+			errs = append(errs, field.Duplicate(path, value))
+		} else {
+			seen[key] = true
+		}
+	}
+	for i, e := range c.Environments {
+		path := field.NewPath("environments").Index(i)
+		unique(path.Child("name"), "environment", e.Name)
+		for _, problem := range validation.IsValidLabelValue(e.Name) {
+			errs = append(errs, field.Invalid(path.Child("name"), e.Name, problem))
+		}
+		for j, user := range e.Users {
+			unique(path.Child("users").Index(j), "user", user)
+		}
+		for j, group := range e.Groups {
+			unique(path.Child("groups").Index(j), "group", group)
+		}
+		for j, account := range e.ServiceAccounts {
+			at := path.Child("serviceAccounts").Index(j)
+			unique(at, "ServiceAccount", account)
+			if namespace, name, ok := strings.Cut(account, "/"); !ok || len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+				errs = append(errs, field.Invalid(at, account, "must be namespace/name"))
+			}
+		}
+	}
 	return errs
 }
 
@@ -188,10 +298,26 @@ func oneOf[T ~string](name string, value T, valid ...T) field.ErrorList {
 
 // Policy returns the settings that decisions depend on.
 func (c *Configuration) Policy() policy.Settings {
+	exceptions := map[string]bool{}
+	for _, e := range c.Environments {
+		if e.SelectorIncludesLabels != nil && *e.SelectorIncludesLabels != *c.SelectorIncludesLabels {
+			exceptions[e.Name] = *e.SelectorIncludesLabels
+		}
+	}
 	return policy.Settings{
 		EnvironmentLabel:       c.EnvironmentLabel,
 		RequireDeclared:        c.Injection == InjectionRequire,
 		SelectorIncludesLabels: *c.SelectorIncludesLabels,
+		SelectorExceptions:     exceptions,
 		SupersedeRetries:       c.Retries == RetriesSupersede,
 	}
+}
+
+// AccessEnforcement is what a denial of foreign access does: no more than any
+// other denial.
+func (c *Configuration) AccessEnforcement() Enforcement {
+	if c.ForeignAccess == ForeignAccessAudit {
+		return EnforcementAudit
+	}
+	return c.Enforcement
 }

@@ -28,17 +28,56 @@ func TestLoad(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "example.com/airflow", RequireDeclared: true}, got.Policy()); diff != "" {
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "example.com/airflow", RequireDeclared: true, SelectorExceptions: map[string]bool{}}, got.Policy()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestEnvironments(t *testing.T) {
+	c, err := parse([]byte(head + `
+environments:
+  - name: old
+    users: [airflow@example.com]
+    selectorIncludesLabels: false
+  - name: new
+    serviceAccounts: [airflow/worker]
+    groups: [data]
+    selectorIncludesLabels: true
+foreignAccess: Audit
+claims: {patience: 0s}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]bool{"old": false}, c.Policy().SelectorExceptions); diff != "" {
+		t.Error(diff)
+	}
+	if c.AccessEnforcement() != EnforcementAudit || c.Claims.Patience.Duration != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// In a rollout that denies nothing, foreign access is not denied either.
+func TestAccessEnforcement(t *testing.T) {
+	for content, want := range map[string]Enforcement{
+		"":                     EnforcementDeny,
+		"enforcement: Warn\n":  EnforcementWarn,
+		"enforcement: Audit\n": EnforcementAudit,
+		"enforcement: Warn\nforeignAccess: Audit\n": EnforcementAudit,
+	} {
+		c, err := parse([]byte(head + content))
+		if got := c.AccessEnforcement(); err != nil || got != want {
+			t.Errorf("%q: %s, %v", content, got, err)
+		}
 	}
 }
 
 // YAML 1.1 reads an unquoted Off as false.
 func TestOffNeedsNoQuotes(t *testing.T) {
 	for _, off := range []string{"Off", `"Off"`} {
-		c, err := parse([]byte(head + "injection: " + off + "\n"))
-		if err != nil || c.Injection != InjectionOff {
-			t.Errorf("%s: %q, %v", off, c.Injection, err)
+		c, err := parse([]byte(head + "injection: " + off + "\nforeignAccess: " + off + "\n"))
+		if err != nil || c.Injection != InjectionOff || c.ForeignAccess != ForeignAccessOff {
+			t.Errorf("%s: %q, %q, %v", off, c.Injection, c.ForeignAccess, err)
 		}
 	}
 }
@@ -55,24 +94,34 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(empty, none); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "airflow-environment", SelectorIncludesLabels: true}, none.Policy()); diff != "" {
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "airflow-environment", SelectorIncludesLabels: true, SelectorExceptions: map[string]bool{}}, none.Policy()); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestErrorsNameFieldValueAndCure(t *testing.T) {
 	for content, wants := range map[string][]string{
-		head + "injektion: Stamp\n":                 {`unknown field "injektion"`},
-		head + "injection: stamp\n":                 {`injection: Unsupported value: "stamp": supported values: "Off", "Stamp", "Require"`},
-		head + "enforcement: Ignore\n":              {`enforcement: Unsupported value: "Ignore": supported values: "Deny", "Warn", "Audit"`},
-		head + "onError: Retry\n":                   {`onError: Unsupported value: "Retry": supported values: "Deny", "Allow"`},
-		head + "environmentLabel: a b\n":            {`environmentLabel: Invalid value: "a b"`},
-		head + "environmentLabel: dag_id\n":         {`environmentLabel: Invalid value: "dag_id": is one of Airflow's own labels; choose another key`},
-		head + "injection: x\nonError: y\n":         {"injection: ", "onError: "},
-		head + "injection: Stamp\ninjection: Off\n": {`key "injection" already set in map`},
-		head + "selectorIncludesLabels: maybe\n":    {"selectorIncludesLabels"},
-		"kind: Configuration\n":                     {`apiVersion: Unsupported value: "": supported values: "solepod.io/v1alpha1"`},
-		"apiVersion: solepod.io/v1\nkind: Config\n": {`apiVersion: Unsupported value: "solepod.io/v1"`, `kind: Unsupported value: "Config": supported values: "Configuration"`},
+		head + "injektion: Stamp\n":                                                     {`unknown field "injektion"`},
+		head + "injection: stamp\n":                                                     {`injection: Unsupported value: "stamp": supported values: "Off", "Stamp", "Require"`},
+		head + "enforcement: Ignore\n":                                                  {`enforcement: Unsupported value: "Ignore": supported values: "Deny", "Warn", "Audit"`},
+		head + "onError: Retry\n":                                                       {`onError: Unsupported value: "Retry": supported values: "Deny", "Allow"`},
+		head + "environmentLabel: a b\n":                                                {`environmentLabel: Invalid value: "a b"`},
+		head + "environmentLabel: dag_id\n":                                             {`environmentLabel: Invalid value: "dag_id": is one of Airflow's own labels; choose another key`},
+		head + "injection: x\nonError: y\n":                                             {"injection: ", "onError: "},
+		head + "injection: Stamp\ninjection: Off\n":                                     {`key "injection" already set in map`},
+		head + "selectorIncludesLabels: maybe\n":                                        {"selectorIncludesLabels"},
+		head + "retries: Replace\n":                                                     {`retries: Unsupported value: "Replace": supported values: "Allow", "Supersede"`},
+		head + "foreignAccess: Never\n":                                                 {`foreignAccess: Unsupported value: "Never": supported values: "Deny", "Audit", "Off"`},
+		head + "claims: {patience: 6s}\n":                                               {`claims.patience: Invalid value: "6s": must be from 0s to 5s`},
+		head + "claims: {inFlight: 6s}\n":                                               {`unknown field "inFlight"`},
+		head + "environments: [{}]\n":                                                   {`environments[0].name: Required value: must not be empty`},
+		head + "environments: [{name: a b}]\n":                                          {`environments[0].name: Invalid value: "a b"`},
+		head + "environments: [{name: a}, {name: a}]\n":                                 {`environments[1].name: Duplicate value: "a"`},
+		head + "environments: [{name: a, users: [u]}, {name: b, users: [u]}]\n":         {`environments[1].users[0]: Duplicate value: "u"`},
+		head + "environments: [{name: a, groups: [g]}, {name: b, groups: [g, \"\"]}]\n": {`environments[1].groups[0]: Duplicate value: "g"`, `environments[1].groups[1]: Required value`},
+		head + "environments: [{name: a, serviceAccounts: [airflow]}]\n":                {`environments[0].serviceAccounts[0]: Invalid value: "airflow": must be namespace/name`},
+		"kind: Configuration\n":                                                         {`apiVersion: Unsupported value: "": supported values: "solepod.io/v1alpha1"`},
+		"apiVersion: solepod.io/v1\nkind: Config\n":                                     {`apiVersion: Unsupported value: "solepod.io/v1"`, `kind: Unsupported value: "Config": supported values: "Configuration"`},
 		"":  {"apiVersion: Unsupported value"},
 		"]": {"yaml"},
 	} {

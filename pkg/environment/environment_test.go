@@ -6,11 +6,14 @@ import (
 	"strings"
 	"testing"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/solepod/solepod/pkg/config"
 )
 
 // objects reads "kind namespace/name environment" lines; "-" is no label.
@@ -68,7 +71,7 @@ func TestResolve(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := Resolver{Label: "env", Cache: reader(t, tc.cached...), Live: reader(t, tc.live...)}
-			got, err := r.Resolve(t.Context(), tc.username, "jobs")
+			got, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: tc.username}, "jobs")
 			if err != nil || got != tc.want {
 				t.Errorf("%q, %v; want %q", got, err, tc.want)
 			}
@@ -84,8 +87,45 @@ func TestResolveFails(t *testing.T) {
 		},
 	})
 	r := Resolver{Label: "env", Cache: reader(t, "Namespace airflow alpha"), Live: down}
-	_, err := r.Resolve(t.Context(), "system:serviceaccount:airflow:scheduler", "jobs")
+	_, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: "system:serviceaccount:airflow:scheduler"}, "jobs")
 	if err == nil || !strings.Contains(err.Error(), "ServiceAccount airflow/scheduler: connection refused") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestIdentify(t *testing.T) {
+	cached := []string{"ServiceAccount airflow/scheduler alpha", "Namespace airflow beta", "Namespace jobs gamma"}
+	environments := []config.Environment{
+		{Name: "outside", Users: []string{"airflow@example.com"}, Groups: []string{"airflow-admins"}},
+		{Name: "inside", ServiceAccounts: []string{"airflow/worker"}, Groups: []string{"data"}},
+	}
+	for name, tc := range map[string]struct {
+		user    authenticationv1.UserInfo
+		want    string
+		problem string
+	}{
+		"by user":           {authenticationv1.UserInfo{Username: "airflow@example.com"}, "outside", ""},
+		"by group":          {authenticationv1.UserInfo{Username: "jane", Groups: []string{"x", "data"}}, "inside", ""},
+		"by ServiceAccount": {authenticationv1.UserInfo{Username: "system:serviceaccount:airflow:worker"}, "inside", ""},
+		"the configuration goes before labels": {authenticationv1.UserInfo{
+			Username: "system:serviceaccount:airflow:scheduler", Groups: []string{"data"}}, "inside", ""},
+		"by label": {authenticationv1.UserInfo{Username: "system:serviceaccount:airflow:scheduler"}, "alpha", ""},
+		"twice in one environment": {authenticationv1.UserInfo{
+			Username: "airflow@example.com", Groups: []string{"airflow-admins"}}, "outside", ""},
+		"in two environments": {authenticationv1.UserInfo{Username: "airflow@example.com", Groups: []string{"data"}}, "",
+			`the configuration assigns user "airflow@example.com" to several environments: outside, inside; let its users, groups and serviceAccounts name one`},
+		"somebody else": {authenticationv1.UserInfo{Username: "jane"}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := Resolver{Label: "env", Environments: environments, Cache: reader(t, cached...), Live: reader(t)}
+			got, err := r.Identify(t.Context(), tc.user)
+			problem := ""
+			if err != nil {
+				problem = err.Error()
+			}
+			if got != tc.want || problem != tc.problem {
+				t.Errorf("%q, %q; want %q, %q", got, problem, tc.want, tc.problem)
+			}
+		})
 	}
 }

@@ -22,7 +22,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 	switch reason {
 	case DuplicateEnvironment:
 		what = "another Airflow environment is already running this task"
-		cure = "Pause the DAG in one of the two environments, or " + howToSeparate(n, s)
+		cure = "Pause the DAG in one of the two environments, or " + howToSeparate(n, x, s)
 	case DuplicateTry:
 		what = "this task already has a live pod"
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
@@ -35,7 +35,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 	case LeftoverEnvironment:
 		what = "a finished pod of another Airflow environment would still be found in place of this one"
 		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
-			taskpod.LabelChecked, taskpod.True, howToSeparate(n, s))
+			taskpod.LabelChecked, taskpod.True, howToSeparate(n, x, s))
 	}
 	return compose(reason, what,
 		"Existing pod: "+describePod(x, n.Now, s),
@@ -79,8 +79,8 @@ func identityMessage(a Access, what string, s Settings) string {
 		"Leave it as it is; to run another task create another pod")
 }
 
-func howToSeparate(n Submission, s Settings) string {
-	if !s.SelectorIncludesLabels {
+func howToSeparate(n Submission, x taskpod.Pod, s Settings) string {
+	if !s.separable(n.Requester.Environment) || !s.separable(x.Environment(s.EnvironmentLabel)) {
 		return "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both and let both declare their environment"
 	}
 	return "let both declare their environment, here by adding " + declaration(n, s)

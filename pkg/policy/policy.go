@@ -27,9 +27,20 @@ type Settings struct {
 	// operator's own labels (provider 7.4.1+). Without that, declared
 	// environments do not keep two pods apart.
 	SelectorIncludesLabels bool
+	// SelectorExceptions overrides SelectorIncludesLabels by environment.
+	SelectorExceptions map[string]bool
 	// SupersedeRetries makes a newer try of the same environment replace the
 	// older pod (retries: Supersede) instead of running beside it.
 	SupersedeRetries bool
+}
+
+// separable reports whether the selectors of an environment's pods contain
+// their environment label if they declare it.
+func (s Settings) separable(environment string) bool {
+	if includes, ok := s.SelectorExceptions[environment]; ok {
+		return includes
+	}
+	return s.SelectorIncludesLabels
 }
 
 // Requester is who sent the request.
@@ -189,9 +200,10 @@ func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
 	key := s.EnvironmentLabel
 	sameEnvironment := n.Environment(key) == x.Environment(key)
 	bothDeclared := n.Declares(key) && x.Declares(key)
+	bothSeparable := s.separable(n.Environment(key)) && s.separable(x.Environment(key))
 
 	switch {
-	case !sameEnvironment && bothDeclared && s.SelectorIncludesLabels:
+	case !sameEnvironment && bothDeclared && bothSeparable:
 		return verdict{} // the environment label keeps the selectors apart
 
 	case !sameEnvironment && x.Finished():

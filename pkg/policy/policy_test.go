@@ -278,6 +278,26 @@ func TestWhichPodIsNamed(t *testing.T) {
 	}
 }
 
+// Declared environments are kept apart only if the selectors of both contain
+// their labels.
+func TestOneEnvironmentHasAnOldProvider(t *testing.T) {
+	s := defaults()
+	s.SelectorExceptions = map[string]bool{"old": false}
+	for pods, want := range map[[2]string]string{
+		{"n alpha!", "x prod!"}: "admit",
+		{"n old!", "x prod!"}:   "403 DuplicateEnvironment",
+		{"n prod!", "x old!"}:   "403 DuplicateEnvironment",
+	} {
+		d := Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, s)
+		if got := summary(d); got != want {
+			t.Errorf("%s beside %s: %s, want %s", pods[0], pods[1], got, want)
+		}
+		if cure := "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both"; !d.Allowed && pods[1] == "x old!" && !strings.Contains(d.Message, cure) {
+			t.Error(d.Message)
+		}
+	}
+}
+
 func TestAccess(t *testing.T) {
 	tests := map[string]struct {
 		operation       Operation

@@ -42,7 +42,7 @@ func (c *cluster) create(n taskpod.Pod) Decision {
 // found lists what Airflow's find_pod returns when it looks for p.
 func (c *cluster) found(p taskpod.Pod) []taskpod.Pod {
 	selectorKey := ""
-	if c.settings.SelectorIncludesLabels {
+	if c.settings.separable(p.Environment(key)) {
 		selectorKey = c.settings.EnvironmentLabel
 	}
 	selector := p.Selector(selectorKey)
@@ -67,7 +67,9 @@ func TestPromise(t *testing.T) {
 				c := &cluster{settings: Settings{
 					EnvironmentLabel:       key,
 					SelectorIncludesLabels: rapid.Bool().Draw(t, "selectorIncludesLabels"),
-					SupersedeRetries:       retries == "Supersede",
+					SelectorExceptions: rapid.MapOf(rapid.SampledFrom([]string{"alpha", "production", "beta"}), rapid.Bool()).
+						Draw(t, "selectorExceptions"),
+					SupersedeRetries: retries == "Supersede",
 				}}
 				used := map[string]int{} // the newest try of an environment's task
 				// A task is mapped or not in each environment, whatever it is in the others.

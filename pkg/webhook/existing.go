@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -54,10 +55,33 @@ func (r podReader) current(ctx context.Context, existing []policy.Existing) ([]p
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:
-			return nil, fmt.Errorf("reading pod %s/%s: %w", x.Namespace, x.Name, err)
+			return nil, unreadable(x.Namespace, x.Name, err)
 		default:
 			now = append(now, policy.Existing{Pod: taskpod.FromMeta(&pod, pod.Status.Phase)})
 		}
 	}
 	return now, nil
+}
+
+// named returns the pod of a name, nil if there is none. Only task pods are in
+// the cache.
+func (r podReader) named(ctx context.Context, namespace, name string) (*taskpod.Pod, error) {
+	object := environment.Object("Pod")
+	key := client.ObjectKey{Namespace: namespace, Name: name}
+	err := r.cache.Get(ctx, key, object)
+	if apierrors.IsNotFound(err) {
+		err = r.live.Get(ctx, key, object)
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, unreadable(namespace, name, err)
+	}
+	pod := taskpod.FromMeta(object, "")
+	return &pod, nil
+}
+
+func unreadable(namespace, name string, err error) error {
+	return fmt.Errorf("reading pod %s/%s: %w", namespace, name, err)
 }

@@ -3,14 +3,12 @@ package webhook
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"slices"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -18,7 +16,6 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
-	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -28,12 +25,12 @@ import (
 // on updates that make a pod a task pod.
 type Guard struct {
 	reviewer
-	settings    policy.Settings
-	enforcement config.Enforcement
-	pods        podReader
-	claims      claims
-	superseder  client.Writer
-	now         func() time.Time
+	enforcer
+	settings   policy.Settings
+	pods       podReader
+	claims     claims
+	superseder client.Writer
+	now        func() time.Time
 }
 
 // claims is what decides among creates at the same moment.
@@ -163,40 +160,4 @@ func (g *Guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 		return policy.Decision{}, err
 	}
 	return policy.Decide(n, existing, g.settings), nil
-}
-
-// reasonAnnotation is the audit annotation that carries a denial's reason; the
-// API server prefixes it with the webhook's name.
-const reasonAnnotation = "reason"
-
-// respond turns a decision into a response, as far as it is enforced, and logs it.
-func (g *Guard) respond(ctx context.Context, d policy.Decision) admission.Response {
-	log := ctrllog.FromContext(ctx)
-	if d.Allowed {
-		log.V(1).Info("Admitted")
-		return admission.Allowed("")
-	}
-	log.Info("Denied", "reason", d.Reason, "code", d.Code, "enforcement", g.enforcement, "message", d.Message)
-	response := admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
-		Allowed:          g.enforcement != config.EnforcementDeny,
-		AuditAnnotations: map[string]string{reasonAnnotation: string(d.Reason)},
-	}}
-	switch g.enforcement {
-	case config.EnforcementDeny:
-		response.Result = &metav1.Status{
-			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d.Code), Message: d.Message,
-		}
-	case config.EnforcementWarn:
-		response.Warnings = []string{d.Message}
-	}
-	return response
-}
-
-// statusReason is Forbidden or Conflict, and never AlreadyExists: on that the
-// API server would retry a create with generateName by itself.
-func statusReason(code int32) metav1.StatusReason {
-	if code == http.StatusConflict {
-		return metav1.StatusReasonConflict
-	}
-	return metav1.StatusReasonForbidden
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-var errNotSynced = errors.New("the caches are still filling")
+var errNotSynced = apierrors.NewServiceUnavailable("the caches are still filling")
 
 // reviewer is what both hooks need to understand a review.
 type reviewer struct {
@@ -41,9 +41,9 @@ func isPod(req admission.Request) bool {
 // an empty cache would know neither environments nor pods.
 func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy.Requester, error) {
 	if !r.synced() {
-		return policy.Requester{}, apierrors.NewServiceUnavailable(errNotSynced.Error())
+		return policy.Requester{}, errNotSynced
 	}
-	env, err := r.resolver.Resolve(ctx, req.UserInfo.Username, req.Namespace)
+	env, err := r.resolver.Resolve(ctx, req.UserInfo, req.Namespace)
 	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
 }
 

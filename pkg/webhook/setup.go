@@ -28,8 +28,9 @@ import (
 
 // Paths at which the hooks are served; the webhook configurations name them.
 const (
-	StampPath = "/stamp"
-	GuardPath = "/guard"
+	StampPath  = "/stamp"
+	GuardPath  = "/guard"
+	AccessPath = "/access"
 )
 
 // CacheOptions are what a manager must cache for Setup: the metadata of task
@@ -74,10 +75,6 @@ func withDeadline(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
-
-// patience is how long an admission waits for another to become visible.
-// Mostly that takes a few milliseconds, and then the answer is a final one.
-const patience = time.Second
 
 // maxTimeout is the longest that an API server waits for a webhook.
 const maxTimeout = 30 * time.Second
@@ -132,20 +129,27 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		onError: cfg.OnError,
 		synced:  synced,
 		resolver: environment.Resolver{
-			Label: cfg.EnvironmentLabel,
-			Cache: mgr.GetCache(),
-			Live:  api,
+			Label:        cfg.EnvironmentLabel,
+			Environments: cfg.Environments,
+			Cache:        mgr.GetCache(),
+			Live:         api,
 		},
 	}
 	server := mgr.GetWebhookServer()
 	server.Register(StampPath, hook(&Stamp{
 		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
 	}))
+	pods := podReader{cache: mgr.GetCache(), live: api}
 	server.Register(GuardPath, hook(&Guard{
-		reviewer: reviewer, settings: cfg.Policy(), enforcement: cfg.Enforcement, now: time.Now,
-		pods:       podReader{cache: mgr.GetCache(), live: api},
-		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: patience},
+		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(), pods: pods, now: time.Now,
+		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration},
 		superseder: api,
+	}))
+	failOpen := reviewer
+	failOpen.onError = config.OnErrorAllow
+	server.Register(AccessPath, hook(&Access{
+		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement()}, settings: cfg.Policy(),
+		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
 	}))
 
 	return synced, errors.Join(

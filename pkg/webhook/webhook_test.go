@@ -49,7 +49,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 	h := &hooks{
 		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
 		guard: Guard{
-			reviewer: r, settings: cfg.Policy(), enforcement: cfg.Enforcement,
+			reviewer: r, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(),
 			pods: podReader{cache: cached, live: live}, superseder: live, now: time.Now,
 			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
 		},

@@ -1,0 +1,79 @@
+package webhook
+
+import (
+	"context"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/solepod/solepod/pkg/policy"
+)
+
+// Access is the validating hook on what is done to existing task pods. It
+// keeps environments from one another's pods. It fails open: a pod that cannot
+// be deleted is worse than one that the wrong environment deletes.
+type Access struct {
+	reviewer // onError is Allow
+	enforcer
+	settings policy.Settings
+	off      bool
+	pods     podReader
+	now      func() time.Time
+}
+
+// Handle implements admission.Handler.
+func (a *Access) Handle(ctx context.Context, req admission.Request) admission.Response {
+	decision, err := a.handle(ctx, req)
+	if err != nil {
+		return a.failed(ctx, err)
+	}
+	return a.respond(ctx, decision)
+}
+
+func (a *Access) handle(ctx context.Context, req admission.Request) (policy.Decision, error) {
+	allowed := policy.Decision{Allowed: true}
+	if a.off || req.Resource.Group != "" || req.Resource.Resource != "pods" {
+		return allowed, nil
+	}
+	requester, err := a.identify(ctx, req)
+	if err != nil || requester.Environment == "" {
+		return allowed, err
+	}
+	access := policy.Access{Operation: policy.Operation(req.Operation), Requester: requester, Now: a.now()}
+	switch req.Operation {
+	case admissionv1.Update:
+		after, err := decodePod("object", req.Object, req)
+		if err != nil {
+			return allowed, err
+		}
+		access.Updated = after.pod()
+		fallthrough
+	case admissionv1.Delete:
+		before, err := decodePod("oldObject", req.OldObject, req)
+		if err != nil {
+			return allowed, err
+		}
+		access.Pod = before.pod()
+	case admissionv1.Connect:
+		// The object of the review is a PodExecOptions or the like.
+		pod, err := a.pods.named(ctx, req.Namespace, req.Name)
+		if err != nil || pod == nil {
+			return allowed, err
+		}
+		access.Pod = *pod
+	default:
+		return allowed, nil
+	}
+	return policy.DecideAccess(access, a.settings), nil
+}
+
+// identify finds out whose the requester is. Where the pod is does not matter:
+// an administrator is nobody's.
+func (a *Access) identify(ctx context.Context, req admission.Request) (policy.Requester, error) {
+	if !a.synced() {
+		return policy.Requester{}, errNotSynced
+	}
+	env, err := a.resolver.Identify(ctx, req.UserInfo)
+	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
+}
