@@ -2,6 +2,7 @@
 
 GO            ?= go
 GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+REFERENCE     ?= $(GO) run github.com/elastic/crd-ref-docs@v0.3.0 --source-path=pkg/config --config=docs/templates/config.yaml --templates-dir=docs/templates --renderer=markdown --log-level=ERROR
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 MODULES        = . test/controlplane/binaries
 
@@ -47,8 +48,13 @@ lint: ## Run golangci-lint
 fmt: ## Format the code
 	$(GOLANGCI_LINT) fmt
 
+.PHONY: docs
+docs: ## Regenerate docs/configuration.md from the types
+	$(REFERENCE) --output-path=docs/configuration.md
+
 .PHONY: verify
-verify: ## Fail if go.mod, go.sum or formatting are not as they should be
+verify: ## Fail if go.mod, go.sum, formatting or what is generated are not as they should be
+	@generated=$$(mktemp) && $(REFERENCE) --output-path=$$generated && diff -u docs/configuration.md $$generated && rm $$generated
 	@for module in $(MODULES); do (cd $$module && $(GO) mod tidy -diff && $(GO) mod verify >/dev/null) || exit 1; done
 	$(GOLANGCI_LINT) fmt --diff
 	$(GO) vet ./...

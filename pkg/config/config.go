@@ -1,5 +1,8 @@
 // Package config is solepod's configuration file: its types, defaults, strict
 // reading and validation.
+//
+// +groupName=solepod.io
+// +versionName=v1alpha1
 package config
 
 import (
@@ -27,6 +30,8 @@ const (
 
 // Configuration is the content of the file given by --config. All fields have
 // defaults; unknown fields are errors.
+//
+// +kubebuilder:object:root=true
 type Configuration struct {
 	metav1.TypeMeta `json:",inline"`
 
@@ -152,7 +157,9 @@ type OnError string
 
 // Values of OnError.
 const (
-	OnErrorDeny  OnError = "Deny"
+	// OnErrorDeny rejects the pod with status 500 or 503.
+	OnErrorDeny OnError = "Deny"
+	// OnErrorAllow admits it with an admission warning.
 	OnErrorAllow OnError = "Allow"
 )
 
