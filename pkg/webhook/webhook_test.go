@@ -34,10 +34,11 @@ import (
 // The API server and its cache are fakes here: these tests are about reviews
 // that no API server sends, and about an API server that fails.
 
-// hooks are both handlers over a cache and a live view of the same objects.
+// hooks are the handlers over a cache and a live view of the same objects.
 type hooks struct {
-	stamp Stamp
-	guard Guard
+	stamp  Stamp
+	guard  Guard
+	access Access
 }
 
 func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *hooks {
@@ -54,6 +55,8 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
 		},
 	}
+	r.onError = config.OnErrorAllow
+	h.access = Access{reviewer: r, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
 	if change != nil {
 		change(h)
 	}
@@ -205,6 +208,53 @@ func TestReviews(t *testing.T) {
 	}
 }
 
+// What makes no sense is no reason to stop anybody from deleting a pod.
+func TestAccessReviews(t *testing.T) {
+	pod := taskPod("x")
+	pod.Labels["airflow-environment"] = "production"
+	raw, err := json.Marshal(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := func(change func(*admissionv1.AdmissionRequest)) []byte {
+		return review(pod, func(r *admissionv1.AdmissionReview) {
+			r.Request.Operation, r.Request.Name = admissionv1.Delete, "x"
+			r.Request.Object.Raw, r.Request.OldObject.Raw = nil, raw
+			change(r.Request)
+		})
+	}
+	denied := "403 solepod: environment alpha may not"
+	for name, tc := range map[string]struct {
+		body []byte
+		want string
+	}{
+		"a foreign delete":     {request(func(*admissionv1.AdmissionRequest) {}), denied + " delete"},
+		"a foreign exec":       {request(func(r *admissionv1.AdmissionRequest) { r.Operation, r.SubResource = admissionv1.Connect, "exec" }), denied + " connect"},
+		"exec in no pod":       {request(func(r *admissionv1.AdmissionRequest) { r.Operation, r.Name = admissionv1.Connect, "gone" }), "allow"},
+		"by nobody":            {request(func(r *admissionv1.AdmissionRequest) { r.UserInfo.Username = "" }), "allow"},
+		"no oldObject":         {request(func(r *admissionv1.AdmissionRequest) { r.OldObject.Raw = nil }), "400 "},
+		"oldObject is a list":  {request(func(r *admissionv1.AdmissionRequest) { r.OldObject.Raw = []byte("[]") }), "400 "},
+		"an update, no object": {request(func(r *admissionv1.AdmissionRequest) { r.Operation = admissionv1.Update }), "400 "},
+		"a create":             {request(func(r *admissionv1.AdmissionRequest) { r.Operation = admissionv1.Create }), "allow"},
+		"another resource":     {request(func(r *admissionv1.AdmissionRequest) { r.Resource.Resource = "services" }), "allow"},
+		"no operation":         {request(func(r *admissionv1.AdmissionRequest) { r.Operation = "" }), "allow"},
+		"a lying namespace":    {request(func(r *admissionv1.AdmissionRequest) { r.Namespace = "elsewhere" }), "400 "},
+		"an update of anything": {request(func(r *admissionv1.AdmissionRequest) {
+			r.Operation = admissionv1.Update
+			r.Object.Raw = []byte("{}")
+			r.Namespace = "data-jobs"
+		}), denied + " update"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHooks(cluster(t, pod), cluster(t, pod), nil)
+			got := outcome(post(t, &h.access, tc.body))
+			if !strings.HasPrefix(got, tc.want) {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
 // A denial is given only on what the API server itself says; the cache lags.
 func TestDenialsAreConfirmedLive(t *testing.T) {
 	existing := taskPod("x")
@@ -273,6 +323,11 @@ func TestErrorsOfOurOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHooks(cluster(t, taskPod("x")), down, tc.change)
 			h.stamp.onError, h.guard.onError = tc.onError, tc.onError
+			if got := outcome(post(t, &h.access, review(taskPod("x"), func(r *admissionv1.AdmissionReview) {
+				r.Request.Operation, r.Request.OldObject = admissionv1.Delete, r.Request.Object
+			}))); got != "allow" {
+				t.Errorf("a delete: %s", got)
+			}
 			for handler, want := range map[admission.Handler]string{&h.stamp: tc.stamp, &h.guard: tc.guard} {
 				answer := post(t, handler, review(taskPod("n"), nil))
 				if got := outcome(answer); !strings.HasPrefix(got, want) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -243,15 +244,33 @@ func (c *ControlPlane) Airflow(ctx context.Context, accountNamespace, accountNam
 			return nil, err
 		}
 	}
-	// The API server's authorizer learns of it by a watch.
-	return config, wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
+	return config, c.WaitAllowed(ctx, serviceaccount.MakeUsername(accountNamespace, accountName), podNamespace, "create", "pods")
+}
+
+// WaitAllowed waits until a user may do something in a namespace: the API
+// server's authorizer learns of roles by a watch.
+func (c *ControlPlane) WaitAllowed(ctx context.Context, user, namespace, verb, resource string) error {
+	resource, subresource, _ := strings.Cut(resource, "/")
+	return wait.PollUntilContextTimeout(ctx, 10*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User:               serviceaccount.MakeUsername(accountNamespace, accountName),
-			ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: podNamespace, Verb: "create", Resource: "pods"},
+			User: user,
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: namespace, Verb: verb, Resource: resource, Subresource: subresource,
+			},
 		}}
 		err := c.Admin.Create(ctx, review)
 		return review.Status.Allowed, err
 	})
+}
+
+// User returns the configuration of a client that authenticates as a user, by
+// a certificate.
+func (c *ControlPlane) User(name string, groups ...string) (*rest.Config, error) {
+	user, err := c.env.AddUser(envtest.User{Name: name, Groups: groups}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return user.Config(), nil
 }
 
 // WriteKubeconfig writes a kubeconfig file for a client that authenticates by

@@ -437,10 +437,7 @@ func TestEnforcement(t *testing.T) {
 // it was admitted.
 func warningsOf(t *testing.T, w *world) []string {
 	t.Helper()
-	config, err := plane.Airflow(t.Context(), w.prefix+"-production", "airflow", w.jobs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	config := w.config(w.prefix+"-production", "airflow")
 	var warnings recorder
 	config.WarningHandler = &warnings
 	w.mustCreate(newClient(t, config), "y")

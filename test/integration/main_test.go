@@ -72,11 +72,17 @@ func (w *world) airflow(environment string) client.Client {
 // the jobs namespace what Airflow does.
 func (w *world) as(namespace, name string) client.Client {
 	w.t.Helper()
+	return newClient(w.t, w.config(namespace, name))
+}
+
+// config is what as authenticates with.
+func (w *world) config(namespace, name string) *rest.Config {
+	w.t.Helper()
 	config, err := plane.Airflow(w.t.Context(), namespace, name, w.jobs)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return newClient(w.t, config)
+	return config
 }
 
 // pod reads a task pod of the incident from one line: a name, or a prefix that
@@ -134,4 +140,13 @@ func (w *world) mustCreate(c client.Client, line string) *corev1.Pod {
 		w.t.Fatalf("%s: %v", line, err)
 	}
 	return pod
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }

@@ -1,0 +1,189 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/test/guard"
+)
+
+// Two Airflow releases and their task pods in ONE namespace: what tells them
+// apart are the labels of their ServiceAccounts.
+func TestTwoReleasesInOneNamespace(t *testing.T) {
+	guard.Run(t, plane, guard.Options{})
+	w := newWorld(t, "one")
+	release := func(environment string) client.Client {
+		c := w.as(w.jobs, "airflow-"+environment)
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "airflow-" + environment}}
+		if err := w.admin.Patch(t.Context(), account, merge(fmt.Sprintf(`{"metadata":{"labels":{"airflow-environment":%q}}}`, environment))); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error { // the guard's watch has seen the label
+			probe := w.pod("probe run_id=probe-" + environment)
+			err := c.Create(t.Context(), probe, client.DryRunAll)
+			if got := probe.Labels["airflow-environment"]; err == nil && got != environment {
+				err = fmt.Errorf("stamped %q", got)
+			}
+			return err
+		})
+		return c
+	}
+	alpha, production := release("alpha"), release("production")
+
+	pod := w.mustCreate(alpha, "x")
+	_, err := w.create(production, "y")
+	if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" {
+		t.Errorf("beside a stamped pod: %s", got)
+	}
+	if got := reasonIn(production.Delete(t.Context(), pod)); got != "403 Forbidden ForeignEnvironment" {
+		t.Errorf("delete: %s", got)
+	}
+	for environment, c := range map[string]client.Client{"alpha": alpha, "production": production} {
+		declared := w.mustCreate(c, environment+" run_id=declared airflow-environment="+environment)
+		if n := w.found(declared); n != 1 {
+			t.Errorf("the selector of %s matches %d pods", environment, n)
+		}
+	}
+}
+
+// An Airflow outside the cluster is known by its user or group.
+func TestConfiguredEnvironments(t *testing.T) {
+	guard.Run(t, plane, guard.Options{Config: header + `
+environments:
+  - name: outside
+    users: [airflow@example.com]
+    groups: [airflow-operators]
+  - name: other
+    groups: [airflow-others]
+    serviceAccounts: [configured-alpha/airflow]
+`})
+	w := newWorld(t, "configured")
+	stamped := func(c client.Client, run string) string {
+		t.Helper()
+		pod := w.pod("x run_id=" + run)
+		if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+			return err.Error()
+		}
+		return pod.Labels["airflow-environment"]
+	}
+	user := func(name string, groups ...string) client.Client {
+		t.Helper()
+		config, err := plane.User(name, append(groups, "system:masters")...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return newClient(t, config)
+	}
+	for want, c := range map[string]client.Client{
+		"outside": user("airflow@example.com"),
+		"other":   w.airflow("alpha"), // though its namespace says alpha
+		"":        user("jane"),
+	} {
+		if got := stamped(c, "stamp"); got != want {
+			t.Errorf("stamped %q, want %q", got, want)
+		}
+	}
+	if got := stamped(user("jane", "airflow-operators"), "group"); got != "outside" {
+		t.Errorf("by group: %q", got)
+	}
+	both := user("jane", "airflow-operators", "airflow-others")
+	want := `the configuration assigns user "jane" to several environments: outside, other; let its users, groups and serviceAccounts name one`
+	if got := stamped(both, "both"); !strings.Contains(got, want) {
+		t.Errorf("in two environments: %s", got)
+	}
+	// What is done to existing pods is not stopped by that.
+	pod := w.mustCreate(user("airflow@example.com"), "x")
+	if got := reasonIn(user("jane", "airflow-others").Delete(t.Context(), pod)); got != "403 Forbidden ForeignEnvironment" {
+		t.Errorf("by a user of another environment: %s", got)
+	}
+	if err := both.Delete(t.Context(), pod); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOldProvider(t *testing.T) {
+	guard.Run(t, plane, guard.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
+	w := newWorld(t, "old-provider")
+	w.mustCreate(w.airflow("alpha"), "x airflow-environment=alpha")
+	_, err := w.create(w.airflow("production"), "y airflow-environment=production")
+	if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" || !strings.Contains(err.Error(), "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The rows of the table on retries, superseding.
+func TestSupersede(t *testing.T) {
+	guard.Run(t, plane, guard.Options{Config: header + "retries: Supersede\n", Manifests: []string{"supersede.yaml"}})
+	t.Cleanup(func() {
+		binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "solepod-supersede"}}
+		if err := plane.Admin.Delete(context.WithoutCancel(t.Context()), binding); err != nil {
+			t.Error(err)
+		}
+	})
+	for i, row := range []struct {
+		name     string
+		existing string // environment, pod
+		state    string
+		incoming string
+		want     string
+		after    string // of the existing pod
+	}{
+		{"a live earlier try", "alpha x", "Running", "alpha n try_number=2", "admit", "checked and deleted"},
+		{"a finished earlier try", "alpha x", "Succeeded", "alpha n try_number=2", "admit", "checked and deleted"},
+		{"declared", "alpha x airflow-environment=alpha", "Running", "alpha n try_number=2 airflow-environment=alpha", "admit", "checked and deleted"},
+		{"the same try", "alpha x", "Running", "alpha n", "403 Forbidden DuplicateTry", "untouched"},
+		{"the same try, finished", "alpha x", "Failed", "alpha n", "admit", "untouched"},
+		{"an earlier try", "alpha x try_number=2", "Running", "alpha n", "403 Forbidden DuplicateTry", "untouched"},
+		{"another environment's", "alpha x", "Running", "production n try_number=2", "403 Forbidden DuplicateEnvironment", "untouched"},
+		{"another environment's, declared", "alpha x airflow-environment=alpha", "Running", "production n try_number=2 airflow-environment=production", "admit", "untouched"},
+		{"another environment's, finished", "alpha x", "Failed", "production n try_number=2", "409 Conflict LeftoverEnvironment", "untouched"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := newWorld(t, fmt.Sprintf("supersede-%d", i))
+			environment, line, _ := strings.Cut(row.existing, " ")
+			// A finalizer keeps it, to see what was done to it.
+			pod := w.pod(line)
+			pod.Finalizers = []string{"test.solepod.io/hold"}
+			if err := w.airflow(environment).Create(t.Context(), pod); err != nil {
+				t.Fatal(err)
+			}
+			w.setState(pod, row.state)
+			state := func() string {
+				t.Helper()
+				if err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(pod), pod); err != nil {
+					t.Fatal(err)
+				}
+				switch checked, deleted := pod.Labels["already_checked"] == "True", pod.DeletionTimestamp != nil; {
+				case checked && deleted:
+					return "checked and deleted"
+				case !checked && !deleted:
+					return "untouched"
+				default:
+					return fmt.Sprintf("checked %v, deleted %v", checked, deleted)
+				}
+			}
+			environment, line, _ = strings.Cut(row.incoming, " ")
+			incoming := w.airflow(environment)
+			if got := reasonIn(incoming.Create(t.Context(), w.pod(line), client.DryRunAll)); got != row.want || state() != "untouched" {
+				t.Errorf("dry run: %s, %s", got, state())
+			}
+			_, err := w.create(incoming, line)
+			if got := reasonIn(err); got != row.want {
+				t.Errorf("%s, want %s", got, row.want)
+			}
+			if got := state(); got != row.after {
+				t.Errorf("the existing pod is %s, want %s", got, row.after)
+			}
+			if err := w.admin.Patch(t.Context(), pod, merge(`{"metadata":{"finalizers":null}}`)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
