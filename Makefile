@@ -32,6 +32,10 @@ test-unit: ## Run the tests that need no control plane
 test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
+.PHONY: test-airflow
+test-airflow: ## Test what is for Airflow with the real Airflow (needs Python 3.11)
+	"$$(test/airflow/environment current)" -m pytest -p no:cacheprovider test/airflow
+
 .PHONY: controlplane
 controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there
 	@$(GO) run ./test/controlplane/build >/dev/null

@@ -115,7 +115,7 @@ func (d *demo) airflow(ctx context.Context, namespace string) (client.Client, er
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
-// acts plays the incident three times.
+// acts plays the incident.
 func (d *demo) acts(ctx context.Context) (err error) {
 	d.say("\n=== Act (a): no guard\n")
 	alpha, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", false)
@@ -170,7 +170,22 @@ func (d *demo) acts(ctx context.Context) (err error) {
 	if err := d.show(ctx, 1, 1); err != nil {
 		return err
 	}
-	d.say("\nAll three acts ended as they should.")
+
+	d.say("\n=== Act (d): production's Airflow goes for alpha's pod\n")
+	foreign := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: jobs, Name: "export-action-log-4devg7t1"}}
+	denied = d.production.Delete(ctx, foreign)
+	if denied == nil {
+		return errors.New("production deleted alpha's pod")
+	}
+	if !apierrors.IsForbidden(denied) || !strings.Contains(denied.Error(), string(policy.ForeignEnvironment)) {
+		return fmt.Errorf("production's delete was not rejected but failed: %w", denied)
+	}
+	d.say("%-10s  deletes %s: rejected\n\n  %v", "production", foreign.Name, denied)
+	if err := d.alpha.Delete(ctx, foreign); err != nil {
+		return fmt.Errorf("alpha deletes its own pod: %w", err)
+	}
+	d.say("\n%-10s  deletes %s: admitted", "alpha", foreign.Name)
+	d.say("\nAll four acts ended as they should.")
 	return nil
 }
 
