@@ -4,6 +4,7 @@ GO            ?= go
 GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 REFERENCE     ?= $(GO) run github.com/elastic/crd-ref-docs@v0.3.0 --source-path=pkg/config --config=docs/templates/config.yaml --templates-dir=docs/templates --renderer=markdown --log-level=ERROR
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
 MODULES        = . test/controlplane/binaries
 
 .DEFAULT_GOAL := help
@@ -33,8 +34,8 @@ test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with thr
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
 .PHONY: test-airflow
-test-airflow: ## Test what is for Airflow with the real Airflow (needs Python 3.11)
-	"$$(test/airflow/environment current)" -m pytest -p no:cacheprovider test/airflow
+test-airflow: ## Test with the real Airflow, version by version (needs Python 3.11)
+	@for row in $(AIRFLOW); do echo "=== provider $$row"; "$$(test/airflow/environment $$row)" -m pytest -q -p no:cacheprovider test/airflow/policy || exit 1; done
 
 .PHONY: controlplane
 controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there

@@ -251,11 +251,9 @@ func TestKnownBugs(t *testing.T) {
 
 	t.Run("the object blocking its own update", func(t *testing.T) {
 		w := newWorld(t, "update-own")
-		alpha := w.airflow("alpha")
-		pod := w.mustCreate(alpha, "x run_id-")
+		pod := w.mustCreate(w.airflow("alpha"), "x run_id-")
 		for _, run := range []string{`"r"`, "null", `"r"`} { // a task pod, none, and one again
-			patch := fmt.Sprintf(`{"metadata":{"labels":{"run_id":%s}}}`, run)
-			if err := alpha.Patch(t.Context(), pod, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+			if err := w.admin.Patch(t.Context(), pod, merge(fmt.Sprintf(`{"metadata":{"labels":{"run_id":%s}}}`, run))); err != nil {
 				t.Fatalf("run_id %s: %v", run, err)
 			}
 		}
@@ -304,8 +302,7 @@ func TestClaimsFollowTheirPods(t *testing.T) {
 	t.Run("already_checked", func(t *testing.T) {
 		w := newWorld(t, "follow-checked")
 		pod := w.mustCreate(w.airflow("alpha"), "x")
-		patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"already_checked":"True"}}}`))
-		if err := w.admin.Patch(t.Context(), pod, patch); err != nil {
+		if err := w.admin.Patch(t.Context(), pod, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
 			t.Fatal(err)
 		}
 		w.eventuallyHeld()
@@ -358,8 +355,7 @@ func TestFullResync(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.delete(goes)
-	patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"already_checked":"True"}}}`))
-	if err := w.admin.Patch(t.Context(), checked, patch); err != nil {
+	if err := w.admin.Patch(t.Context(), checked, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
 		t.Fatal(err)
 	}
 	// A duplicate slips in, as soon as the API server no longer asks.
