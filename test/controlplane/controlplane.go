@@ -42,6 +42,8 @@ type Options struct {
 	// Node runs pods that are bound to NodeName: they become Running, and end
 	// as AnnotationEnd says.
 	Node bool
+	// Audit has the API server write down who did what to pods, in AuditLog.
+	Audit bool
 	// Progress hears of builds; nil for silence.
 	Progress io.Writer
 }
@@ -74,6 +76,9 @@ const AnnotationEnd = "test.solepod.io/end"
 //go:embed kwok.yaml
 var kwokStages []byte
 
+//go:embed audit.yaml
+var auditPolicy []byte
+
 // ControlPlane is a running control plane.
 type ControlPlane struct {
 	// Config is an administrator's.
@@ -82,6 +87,8 @@ type ControlPlane struct {
 	Admin client.Client
 	// Kubeconfig is the path of a file with the same.
 	Kubeconfig string
+	// AuditLog is the path of the audit log, one JSON object a line.
+	AuditLog string
 	// Dir is a folder for what goes with the control plane; Stop removes it.
 	Dir string
 
@@ -128,6 +135,14 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 		if err := os.Mkdir(folder, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	if o.Audit {
+		policy := filepath.Join(dir, "audit.yaml")
+		if err := os.WriteFile(policy, auditPolicy, 0o600); err != nil {
+			return nil, err
+		}
+		c.AuditLog = filepath.Join(dir, "audit.log")
+		apiServer.Configure().Set("audit-policy-file", policy).Set("audit-log-path", c.AuditLog)
 	}
 	// Otherwise open watches keep it from ending for a minute.
 	apiServer.Configure().Set("shutdown-watch-termination-grace-period", "1s")

@@ -1,0 +1,313 @@
+// Package airflow lets two real Airflows, of five generations of the Kubernetes
+// provider, run the same task in one namespace of a real control plane, with and
+// without solepod.
+package airflow
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/test/controlplane"
+)
+
+var (
+	only  = flag.String("rows", "", "providers to test, separated by commas; all of requirements/ if empty")
+	plane *controlplane.ControlPlane
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true}))
+}
+
+// row is an installed Airflow.
+type row struct {
+	provider string
+	python   string
+	// home is a folder with an initialized metadata database, to be copied.
+	home string
+}
+
+func rows(t *testing.T) []row {
+	t.Helper()
+	providers := strings.Split(*only, ",")
+	if *only == "" {
+		files, err := filepath.Glob("requirements/*.txt")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no requirements: %v", err)
+		}
+		providers = nil
+		for _, file := range files {
+			providers = append(providers, strings.TrimSuffix(filepath.Base(file), ".txt"))
+		}
+	}
+	slices.SortFunc(providers, func(a, b string) int { return compareVersions(a, b) })
+	var out []row
+	for _, provider := range providers {
+		cmd := exec.CommandContext(t.Context(), "./environment", provider)
+		cmd.Stderr = os.Stderr
+		python, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("installing %s: %v", provider, err)
+		}
+		r := row{provider: provider, python: strings.TrimSpace(string(python)), home: filepath.Join(plane.Dir, "airflow-"+provider)}
+		r.initialize(t)
+		out = append(out, r)
+	}
+	return out
+}
+
+func compareVersions(a, b string) int {
+	var x, y [3]int
+	_, errA := fmt.Sscanf(a, "%d.%d.%d", &x[0], &x[1], &x[2])
+	_, errB := fmt.Sscanf(b, "%d.%d.%d", &y[0], &y[1], &y[2])
+	if errA != nil || errB != nil {
+		return strings.Compare(a, b)
+	}
+	return slices.Compare(x[:], y[:])
+}
+
+// initialize makes the metadata database, once a control plane.
+func (r row) initialize(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat(r.home); err == nil {
+		return
+	}
+	var out []byte
+	for _, command := range []string{"migrate", "init"} { // before 2.7.0, there is only init
+		cmd := exec.CommandContext(t.Context(), r.python, "-m", "airflow", "db", command)
+		cmd.Env = environ(r.home)
+		var err error
+		if out, err = cmd.CombinedOutput(); err == nil {
+			return
+		}
+	}
+	t.Fatalf("initializing Airflow's database: %s", out)
+}
+
+// environ is the environment of all that is Airflow.
+func environ(home string, more ...string) []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AIRFLOW") })
+	return append(append(env,
+		"AIRFLOW_HOME="+home,
+		"AIRFLOW__CORE__LOAD_EXAMPLES=False",
+		"AIRFLOW__CORE__DAGS_FOLDER="+home,
+		"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=sqlite:///"+filepath.Join(home, "airflow.db"),
+		"PYTHONUNBUFFERED=1", "NO_COLOR=1",
+	), more...)
+}
+
+// world is a namespace for task pods, and one for each Airflow.
+type world struct {
+	*testing.T
+	row
+	name string
+	jobs string
+}
+
+func newWorld(t *testing.T, r row, name string) *world {
+	t.Helper()
+	name = strings.ReplaceAll(r.provider, ".", "-") + "-" + name
+	w := &world{T: t, row: r, name: name, jobs: name + "-jobs"}
+	for _, environment := range []string{"alpha", "production", "jobs"} {
+		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name + "-" + environment}}
+		if environment != "jobs" {
+			namespace.Labels = map[string]string{"airflow-environment": environment}
+		}
+		if err := plane.Admin.Create(t.Context(), namespace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w
+}
+
+// user is whom the API server knows an environment's Airflow as.
+func (w *world) user(environment string) string {
+	return "system:serviceaccount:" + w.name + "-" + environment + ":airflow"
+}
+
+// task is a task that an Airflow is running.
+type task struct {
+	*controlplane.Process
+	w           *world
+	environment string
+}
+
+// start has an environment's Airflow run the task of a DAG file, with its own
+// metadata database and its own ServiceAccount.
+func (w *world) start(environment, dag string, settings ...string) *task {
+	w.Helper()
+	home := filepath.Join(w.TempDir(), environment)
+	if err := os.CopyFS(home, os.DirFS(w.home)); err != nil {
+		w.Fatal(err)
+	}
+	config, err := os.ReadFile(filepath.Join(w.home, "airflow.cfg"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(home, "airflow.cfg"), []byte(strings.ReplaceAll(string(config), w.home, home)), 0o600)
+	}
+	if err != nil {
+		w.Fatal(err)
+	}
+	identity, err := plane.Airflow(w.Context(), w.name+"-"+environment, "airflow", w.jobs)
+	if err != nil {
+		w.Fatal(err)
+	}
+	kubeconfig := filepath.Join(home, "kubeconfig")
+	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
+		w.Fatal(err)
+	}
+	settingsDir, err := filepath.Abs("incident")
+	if err != nil {
+		w.Fatal(err)
+	}
+	cmd := exec.Command(w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(settingsDir, dag))
+	cmd.Env = environ(home, append([]string{
+		"PYTHONPATH=" + settingsDir, "KUBECONFIG=" + kubeconfig, "NAMESPACE=" + w.jobs,
+		"LOGICAL_DATE=2023-03-08T01:30:00",
+	}, settings...)...)
+	process, err := controlplane.StartProcess(cmd, filepath.Join(home, "task.log"))
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() {
+		if err := process.Kill(); err != nil {
+			w.Error(err)
+		}
+	})
+	return &task{process, w, environment}
+}
+
+// declare are the settings with which the shipped cluster policy is in force.
+func declare(environment string) []string {
+	policy, err := filepath.Abs("../../manifests/airflow/airflow_local_settings.py")
+	if err != nil {
+		panic(err)
+	}
+	return []string{"SOLEPOD_ENVIRONMENT=" + environment, "SOLEPOD_POLICY=" + policy}
+}
+
+func (k *task) log() string {
+	k.w.Helper()
+	log, err := os.ReadFile(k.Log)
+	if err != nil {
+		k.w.Fatal(err)
+	}
+	return string(log)
+}
+
+// wait waits for the end and returns the states of the task's instances, or
+// what else became of it.
+func (k *task) wait() map[string]string {
+	k.w.Helper()
+	select {
+	case <-k.Done():
+	case <-time.After(3 * time.Minute):
+		k.w.Fatalf("%s's Airflow does not end; its log:\n%s", k.environment, k.log())
+	}
+	result := regexp.MustCompile(`(?m)^RESULT (.*)$`).FindStringSubmatch(k.log())
+	states := map[string]string{}
+	if result == nil {
+		k.w.Fatalf("%s's Airflow ended with %v; its log:\n%s", k.environment, k.Err(), k.log())
+	} else if err := json.Unmarshal([]byte(result[1]), &states); err != nil {
+		k.w.Fatal(err)
+	}
+	return states
+}
+
+// pods are the pods of the namespace for task pods that are not being deleted.
+func (w *world) pods() []corev1.Pod {
+	w.Helper()
+	var list corev1.PodList
+	if err := plane.Admin.List(w.Context(), &list, client.InNamespace(w.jobs)); err != nil {
+		w.Fatal(err)
+	}
+	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+}
+
+// until waits for a condition.
+func (w *world) until(what string, condition func() bool) {
+	w.Helper()
+	err := wait.PollUntilContextTimeout(w.Context(), 100*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
+		return condition(), nil
+	})
+	if err != nil {
+		w.Fatalf("waiting until %s: %v", what, err)
+	}
+}
+
+// end lets a pod succeed.
+func (w *world) end(pod corev1.Pod) {
+	w.Helper()
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:"Succeeded"}}}`, controlplane.AnnotationEnd)
+	if err := client.IgnoreNotFound(plane.Admin.Patch(w.Context(), &pod, client.RawPatch(types.MergePatchType, patch))); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// act is a write to a pod, by the API server's audit log.
+type act struct {
+	Verb      string `json:"verb"`
+	ObjectRef struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+	} `json:"objectRef"`
+	User struct {
+		Username string `json:"username"`
+	} `json:"user"`
+	ResponseStatus struct {
+		Code int `json:"code"`
+	} `json:"responseStatus"`
+}
+
+func (a act) String() string {
+	return fmt.Sprintf("%s %d", a.Verb, a.ResponseStatus.Code)
+}
+
+// acts are what an environment's Airflow did in this world, oldest first.
+func (w *world) acts(environment string) []act {
+	w.Helper()
+	file, err := os.Open(plane.AuditLog)
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer func() {
+		if err := file.Close(); err != nil {
+			w.Error(err)
+		}
+	}()
+	var out []act
+	for reader := bufio.NewReader(file); ; {
+		line, err := reader.ReadBytes('\n')
+		if err == io.EOF { //nolint:errorlint // as documented; a line may be only half written
+			return out
+		}
+		var a act
+		if err == nil {
+			err = json.Unmarshal(line, &a)
+		}
+		if err != nil {
+			w.Fatal(err)
+		}
+		if a.ObjectRef.Namespace == w.jobs && a.User.Username == w.user(environment) {
+			out = append(out, a)
+		}
+	}
+}
