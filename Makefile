@@ -7,6 +7,9 @@ VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || ech
 AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
 MODULES        = . test/controlplane/binaries
 
+comma         := ,
+space         := $(subst ,, )
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -34,8 +37,9 @@ test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with thr
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
 .PHONY: test-airflow
-test-airflow: ## Test with the real Airflow, version by version (needs Python 3.11)
+test-airflow: controlplane ## Replay the incident with real Airflows, version by version (needs Python 3.11)
 	@for row in $(AIRFLOW); do echo "=== provider $$row"; "$$(test/airflow/environment $$row)" -m pytest -q -p no:cacheprovider test/airflow/policy || exit 1; done
+	$(GO) test -tags airflow ./test/airflow -v -timeout 60m -rows "$(subst $(space),$(comma),$(AIRFLOW))"
 
 .PHONY: controlplane
 controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there
@@ -62,4 +66,4 @@ verify: ## Fail if go.mod, go.sum, formatting or what is generated are not as th
 	@generated=$$(mktemp) && $(REFERENCE) --output-path=$$generated && diff -u docs/configuration.md $$generated && rm $$generated
 	@for module in $(MODULES); do (cd $$module && $(GO) mod tidy -diff && $(GO) mod verify >/dev/null) || exit 1; done
 	$(GOLANGCI_LINT) fmt --diff
-	$(GO) vet ./...
+	$(GO) vet -tags airflow ./...

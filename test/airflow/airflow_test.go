@@ -1,3 +1,5 @@
+//go:build airflow
+
 // Package airflow lets two real Airflows, of five generations of the Kubernetes
 // provider, run the same task in one namespace of a real control plane, with and
 // without solepod.
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -46,20 +49,28 @@ type row struct {
 	home string
 }
 
+// allRows are the providers in requirements/.
+func allRows(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("requirements/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no requirements: %v", err)
+	}
+	var providers []string
+	for _, file := range files {
+		providers = append(providers, strings.TrimSuffix(filepath.Base(file), ".txt"))
+	}
+	return providers
+}
+
+// rows are the providers that were asked for, installed, oldest first.
 func rows(t *testing.T) []row {
 	t.Helper()
-	providers := strings.Split(*only, ",")
-	if *only == "" {
-		files, err := filepath.Glob("requirements/*.txt")
-		if err != nil || len(files) == 0 {
-			t.Fatalf("no requirements: %v", err)
-		}
-		providers = nil
-		for _, file := range files {
-			providers = append(providers, strings.TrimSuffix(filepath.Base(file), ".txt"))
-		}
+	providers := allRows(t)
+	if *only != "" {
+		providers = strings.Split(*only, ",")
 	}
-	slices.SortFunc(providers, func(a, b string) int { return compareVersions(a, b) })
+	slices.SortFunc(providers, compareVersions)
 	var out []row
 	for _, provider := range providers {
 		cmd := exec.CommandContext(t.Context(), "./environment", provider)
@@ -133,6 +144,24 @@ func newWorld(t *testing.T, r row, name string) *world {
 			namespace.Labels = map[string]string{"airflow-environment": environment}
 		}
 		if err := plane.Admin.Create(t.Context(), namespace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// For the KubernetesJobOperator.
+	role := &rbacv1.Role{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "jobs"},
+		Rules: []rbacv1.PolicyRule{{
+			APIGroups: []string{"batch"}, Resources: []string{"jobs", "jobs/status"},
+			Verbs: []string{"create", "get", "list", "watch", "patch", "delete"},
+		}},
+	}
+	binding := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "jobs"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "jobs"},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + name + "-alpha"}},
+	}
+	for _, object := range []client.Object{role, binding} {
+		if err := plane.Admin.Create(t.Context(), object); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -3,8 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -187,22 +185,9 @@ func TestForeignAccessSettings(t *testing.T) {
 // to existing pods, by its own count.
 func accessCalls(t *testing.T) int {
 	t.Helper()
-	clients, err := kubernetes.NewForConfig(plane.Config)
+	calls, err := plane.Counted(t.Context(), "apiserver_admission_webhook_request_total", `name="access.solepod.io"`)
 	if err != nil {
 		t.Fatal(err)
-	}
-	metrics, err := clients.RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	calls := 0
-	line := regexp.MustCompile(`(?m)^apiserver_admission_webhook_request_total\{.*name="access\.solepod\.io".*\} (\d+)$`)
-	for _, match := range line.FindAllSubmatch(metrics, -1) {
-		n, err := strconv.Atoi(string(match[1]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		calls += n
 	}
 	return calls
 }

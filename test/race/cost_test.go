@@ -3,14 +3,11 @@ package race
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"strconv"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/solepod/solepod/test/guard"
 )
@@ -19,24 +16,11 @@ import (
 // with a verb on a resource.
 func requests(t *testing.T, verb, resource string) int {
 	t.Helper()
-	clients, err := kubernetes.NewForConfig(plane.Config)
+	n, err := plane.Counted(t.Context(), "apiserver_request_total", fmt.Sprintf("verb=%q", verb), fmt.Sprintf("resource=%q", resource))
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics, err := clients.RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := 0
-	line := regexp.MustCompile(`(?m)^apiserver_request_total\{.*resource="` + resource + `",.*verb="` + verb + `",.*\} (\d+)$`)
-	for _, match := range line.FindAllSubmatch(metrics, -1) {
-		n, err := strconv.Atoi(string(match[1]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += n
-	}
-	return sum
+	return n
 }
 
 // What admissions cost, by the API server's own count: nothing but solepod

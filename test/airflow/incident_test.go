@@ -1,0 +1,468 @@
+//go:build airflow
+
+package airflow
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/guard"
+)
+
+// outcome is what became of two Airflows that ran the same task.
+type outcome struct {
+	alpha, production string   // states of their tasks
+	how               string   // in words, for the table
+	foreign           []string // what production did to alpha's pod
+	log               string   // of production's task
+	left              []string
+}
+
+func (o outcome) String() string {
+	return fmt.Sprintf("alpha %s, production %s, pods left: %v: %s", o.alpha, o.production, o.left, o.how)
+}
+
+// collide lets alpha run the task, and production too while alpha's pod is
+// running; then it lets all pods succeed.
+func collide(w *world, reattach bool, declared bool) outcome {
+	w.Helper()
+	settings := func(environment string) []string {
+		out := []string{"REATTACH=" + map[bool]string{true: "True", false: "False"}[reattach]}
+		if declared {
+			out = append(out, declare(environment)...)
+		}
+		return out
+	}
+	alpha := w.start("alpha", "dag.py", settings("alpha")...)
+	w.until("alpha's pod runs", w.onePodRuns)
+	alphas := w.pods()[0]
+	production := w.start("production", "dag.py", settings("production")...)
+	w.until("production is done or waits for a pod", func() bool {
+		select {
+		case <-production.Done():
+			return true
+		default:
+			return strings.Contains(production.log(), "Found matching pod")
+		}
+	})
+	alpha.endPods()
+	production.endPods()
+	o := outcome{alpha: alpha.wait()[taskID], production: production.wait()[taskID], log: production.log()}
+	created := 0
+	for _, a := range w.acts("production") {
+		switch {
+		case a.Verb == "create" && a.ResponseStatus.Code == 201:
+			created++
+		case a.ObjectRef.Name == alphas.Name:
+			o.foreign = append(o.foreign, a.String())
+		}
+	}
+	for _, pod := range w.pods() {
+		owner := "production's"
+		if pod.Name == alphas.Name {
+			owner = "alpha's"
+		}
+		o.left = append(o.left, owner)
+	}
+	switch {
+	case strings.Contains(o.log, "[DuplicateEnvironment]"):
+		o.how = "rejected"
+	case strings.Contains(o.log, "More than one pod running with labels"):
+		o.how = "crashed"
+	case created == 0:
+		o.how = "attached"
+	case slices.Contains(o.foreign, "delete 200"):
+		o.how = "deleted alpha's pod"
+	default:
+		o.how = "own pod"
+	}
+	return o
+}
+
+func (w *world) onePodRuns() bool {
+	pods := w.pods()
+	return len(pods) == 1 && pods[0].Status.Phase == corev1.PodRunning
+}
+
+// atLeast compares with a provider's version.
+func (r row) atLeast(version string) bool { return compareVersions(r.provider, version) >= 0 }
+
+// config is a configuration in which solepod knows of the provider, and more.
+func (r row) config(more string) string {
+	return fmt.Sprintf("apiVersion: solepod.io/v1alpha1\nkind: Configuration\nselectorIncludesLabels: %v\n%s", r.atLeast("7.4.1"), more)
+}
+
+// What the real provider does with the incident, version by version, with and
+// without solepod. The table in docs/environments.md is made of this.
+func TestIncident(t *testing.T) {
+	var table []string
+	for _, r := range rows(t) {
+		line := map[string]string{}
+		for _, guarded := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s guarded=%v", r.provider, guarded), func(t *testing.T) {
+				if guarded {
+					guard.Run(t, plane, guard.Options{Config: r.config("")})
+				}
+				for name, c := range map[string]struct{ reattach, declared bool }{
+					"reattach": {true, false}, "no-reattach": {false, false}, "declared": {false, true},
+				} {
+					t.Run(name, func(t *testing.T) {
+						o := collide(newWorld(t, r, fmt.Sprintf("%s-%v", name, guarded)), c.reattach, c.declared)
+						t.Log(o)
+						if problem := unexpected(r, guarded, c.reattach, c.declared, o); problem != "" {
+							t.Errorf("%s; the log of production's task:\n%s", problem, o.log)
+						}
+						line[fmt.Sprint(name, guarded)] = o.how
+					})
+				}
+			})
+		}
+		table = append(table, fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s |", r.provider,
+			line["reattachfalse"], line["reattachtrue"], line["no-reattachfalse"], line["no-reattachtrue"], line["declaredfalse"], line["declaredtrue"]))
+	}
+	compareTable(t, table)
+}
+
+// unexpected says how an outcome differs from what is known of the provider, and
+// from what solepod promises.
+func unexpected(r row, guarded, reattach, declared bool, o outcome) string {
+	want := ""
+	switch {
+	case declared && r.atLeast("7.4.1"):
+		want = "own pod"
+	case reattach:
+		want = "attached"
+	case guarded:
+		want = "rejected"
+	case r.atLeast("8.3.1"):
+		want = "deleted alpha's pod"
+	default:
+		want = "crashed"
+	}
+	switch {
+	case o.how != want:
+		return fmt.Sprintf("%s, want %s", o, want)
+	case want == "own pod" && (o.alpha != "success" || o.production != "success" || len(o.foreign) > 0):
+		return fmt.Sprintf("both have a pod of their own: %s, %v", o, o.foreign)
+	case want == "crashed" && (o.production != "failed" || !slices.Contains(o.left, "production's")):
+		return fmt.Sprintf("no orphan: %s", o)
+	case want == "crashed" && strings.Contains(o.log, "'NoneType' object has no attribute 'metadata'") == r.atLeast("8.0.1"):
+		return "its cleanup crashes until 8.0.0"
+	case want == "deleted alpha's pod" && (!slices.Contains(o.foreign, "delete 200") || o.alpha == "success"):
+		return fmt.Sprintf("%s, %v", o, o.foreign)
+	}
+	if !guarded {
+		return ""
+	}
+	for _, act := range o.foreign {
+		if !strings.HasSuffix(act, " 403") && !strings.HasSuffix(act, " 404") {
+			return fmt.Sprintf("production's Airflow did something to alpha's pod: %v", o.foreign)
+		}
+	}
+	switch {
+	case o.alpha != "success" || len(o.left) > 0:
+		return fmt.Sprintf("alpha has been disturbed: %s", o)
+	case want == "rejected" && (o.production != "failed" || len(o.foreign) > 0):
+		return fmt.Sprintf("%s, %v", o, o.foreign)
+	case want == "rejected" && !regexp.MustCompile(`solepod: another Airflow environment is already running this task\. .*\[DuplicateEnvironment\]`).MatchString(o.log):
+		return "the message is not in one line of the log"
+	}
+	return ""
+}
+
+const (
+	tableBegin = "<!-- From a run of make test-airflow. -->\n"
+	tableEnd   = "<!-- End. -->\n"
+)
+
+var update = flag.Bool("update", false, "write what was found into README.md and pkg/taskpod/testdata")
+
+// compareTable compares the table in README.md with what was found.
+func compareTable(t *testing.T, lines []string) {
+	t.Helper()
+	const file = "../../README.md"
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, begins := strings.Cut(string(content), tableBegin)
+	was, after, ends := strings.Cut(rest, tableEnd)
+	if !begins || !ends {
+		t.Fatalf("%s has no table", file)
+	}
+	if len(lines) < len(allRows(t)) {
+		return // only some were asked for
+	}
+	now := `
+| provider | reattach, without | with solepod | no reattach, without | with solepod | declared, without | with solepod |
+|---|---|---|---|---|---|---|
+` + strings.Join(lines, "\n") + "\n\n"
+	if *update {
+		if err := os.WriteFile(file, []byte(before+tableBegin+now+tableEnd+after), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	} else if was != now {
+		t.Errorf("the table in %s is\n%s\nbut was found to be (test with -update)\n%s", file, was, now)
+	}
+}
+
+// The test data of pkg/taskpod is what the providers say.
+func TestVectors(t *testing.T) {
+	for _, r := range rows(t) {
+		t.Run(r.provider, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), r.python, "vectors.py")
+			cmd.Env = environ(r.home)
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var lines []string
+			for line := range strings.Lines(string(out)) {
+				if strings.HasPrefix(line, "{") { // else a warning
+					lines = append(lines, line)
+				}
+			}
+			file := "../../pkg/taskpod/testdata/provider-" + r.provider + ".jsonl"
+			now := strings.Join(lines, "")
+			if *update {
+				if err := os.WriteFile(file, []byte(now), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			was, err := os.ReadFile(file)
+			if err != nil || string(was) != now {
+				t.Errorf("%s, %v, differs from what the provider says (test with -update)", file, err)
+			}
+		})
+	}
+}
+
+// Nothing legitimate is rejected, and what is rejected is told what to do.
+func TestTasks(t *testing.T) {
+	for _, r := range rows(t) {
+		t.Run(r.provider, func(t *testing.T) {
+			g := guard.Run(t, plane, guard.Options{Config: r.config("")})
+			for _, kind := range []string{"mapped", "deferrable", "decorated", "job"} {
+				t.Run(kind, func(t *testing.T) {
+					if kind == "job" && !r.atLeast("8.3.1") || kind == "deferrable" && !r.atLeast("8.3.0") {
+						t.Skipf("provider %s has it not, or its Airflow cannot test it", r.provider)
+					}
+					w := newWorld(t, r, kind)
+					k := w.start("alpha", "dag.py", "KIND="+kind, "POD_ENDS=Succeeded")
+					states := k.wait()
+					want := 1
+					if kind == "mapped" {
+						want = 20
+					}
+					succeeded := 0
+					for _, state := range states {
+						if state == "success" {
+							succeeded++
+						}
+					}
+					if succeeded != want {
+						t.Errorf("%v; the log:\n%s", states, k.log())
+					}
+					for _, a := range w.acts("alpha") {
+						if a.ResponseStatus.Code == 403 {
+							t.Errorf("%s of %s was rejected", a.Verb, a.ObjectRef.Name)
+						}
+					}
+				})
+			}
+			t.Run("in flight", func(t *testing.T) { inFlight(newWorld(t, r, "in-flight")) })
+			t.Run("worker", func(t *testing.T) { worker(newWorld(t, r, "worker")) })
+			t.Run("foreign delete", func(t *testing.T) { foreignDelete(newWorld(t, r, "foreign-delete"), g) })
+		})
+	}
+}
+
+// taskID is the task of incident/dag.py, and runLabel what all providers make of
+// its run_id in a label.
+const (
+	taskID   = "foo-bar-task-id"
+	runLabel = "manual__2023-03-08T0130000000-370e63718"
+)
+
+// While another pod of the task is only being created, the answer is a 409: the
+// operator tries again by itself, and succeeds once that one is gone.
+func inFlight(w *world) {
+	w.Helper()
+	id := taskpod.Identity{Namespace: w.jobs, DAG: "foo-bar-dag-id", Task: taskID, RunLabel: taskpod.LabelRun, Run: runLabel}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		Namespace: guard.Namespace, Name: claim.Name(id),
+		Annotations: map[string]string{
+			"solepod.io/holders": fmt.Sprintf(`[{"pod":"x","uid":"x","environment":"alpha","try":"1","claimedAt":%q}]`, time.Now().UTC().Format(time.RFC3339)),
+		},
+	}}
+	if err := plane.Admin.Create(w.Context(), lease); err != nil {
+		w.Fatal(err)
+	}
+	k := w.start("production", "dag.py", "POD_ENDS=Succeeded", "REATTACH=False")
+	created := func(code int) func() bool {
+		return func() bool {
+			return slices.ContainsFunc(w.acts("production"), func(a act) bool { return a.Verb == "create" && a.ResponseStatus.Code == code })
+		}
+	}
+	w.until("production is told to wait", created(409))
+	if err := plane.Admin.Delete(w.Context(), lease); err != nil {
+		w.Fatal(err)
+	}
+	if state := k.wait()[taskID]; state != "success" || !created(201)() {
+		w.Errorf("%s; the log:\n%s", state, k.log())
+	}
+}
+
+// A worker of the KubernetesExecutor has the labels of the task that it works
+// on, and never stands in its way.
+func worker(w *world) {
+	w.Helper()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "worker", Labels: map[string]string{
+			"dag_id": "foo-bar-dag-id", "task_id": taskID, "run_id": runLabel, "try_number": "1",
+			"kubernetes_executor": "True", "airflow-worker": "1",
+		}},
+		Spec: corev1.PodSpec{NodeName: controlplane.NodeName, Containers: []corev1.Container{{Name: "base", Image: "airflow"}}},
+	}
+	if err := plane.Admin.Create(w.Context(), pod); err != nil {
+		w.Fatal(err)
+	}
+	k := w.start("alpha", "dag.py", "POD_ENDS=Succeeded")
+	if state := k.wait()[taskID]; state != "success" {
+		w.Errorf("%s; the log:\n%s", state, k.log())
+	}
+	if pods := w.pods(); len(pods) != 1 || pods[0].Name != "worker" {
+		w.Errorf("%d pods are left", len(pods))
+	}
+}
+
+// production has taken alpha's pod for its own, and goes to clean up after
+// alpha's worker has died: it is stopped.
+func foreignDelete(w *world, g *guard.Guard) {
+	w.Helper()
+	alpha := w.start("alpha", "dag.py")
+	w.until("alpha's pod runs", w.onePodRuns)
+	pod := w.pods()[0]
+	production := w.start("production", "dag.py")
+	w.until("production has found alpha's pod", func() bool { return strings.Contains(production.log(), "Found matching pod "+pod.Name) })
+	if err := alpha.Kill(); err != nil {
+		w.Fatal(err)
+	}
+	w.end(pod)
+	production.wait()
+	denied := 0
+	for _, a := range w.acts("production") {
+		if a.ResponseStatus.Code != 403 || a.ObjectRef.Name != pod.Name {
+			w.Errorf("%s of %s", a, a.ObjectRef.Name)
+		}
+		denied++
+	}
+	if denied == 0 {
+		w.Errorf("production did not try; its log:\n%s", production.log())
+	}
+	if pods := w.pods(); len(pods) != 1 || pods[0].Name != pod.Name {
+		w.Errorf("alpha's pod is gone: %d pods", len(pods))
+	}
+	log, err := os.ReadFile(g.Log)
+	if err != nil || !strings.Contains(string(log), "reason=ForeignEnvironment") || !strings.Contains(string(log), w.user("production")) {
+		w.Errorf("solepod's log does not tell: %v", err)
+	}
+}
+
+// An environment that must declare itself and does not is told what to add.
+func TestRequire(t *testing.T) {
+	for _, r := range rows(t) {
+		t.Run(r.provider, func(t *testing.T) {
+			guard.Run(t, plane, guard.Options{Config: r.config("injection: Require\n")})
+			w := newWorld(t, r, "require")
+			k := w.start("production", "dag.py", "REATTACH=False")
+			state := k.wait()[taskID]
+			want := "solepod: the pod does not declare its environment, which environment production must"
+			cure := "Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]"
+			if state != "failed" || !strings.Contains(k.log(), want) || !strings.Contains(k.log(), cure) {
+				t.Errorf("%s; the log:\n%s", state, k.log())
+			}
+			declared := w.start("alpha", "dag.py", append(declare("alpha"), "POD_ENDS=Succeeded")...)
+			if state := declared.wait()[taskID]; state != "success" {
+				t.Errorf("%s; the log:\n%s", state, declared.log())
+			}
+		})
+	}
+}
+
+// A worker is killed while its pod runs. The retry attaches to that pod or, where
+// it must not, gets a pod of its own, because solepod never rejects a later try.
+func TestKilledWorker(t *testing.T) {
+	for _, r := range rows(t) {
+		if !r.atLeast("9.0.1") || r.atLeast("10.0.0") {
+			continue // dag.test of an older Airflow counts no tries, Airflow 3 survives no fork
+		}
+		for _, supersede := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
+				options := guard.Options{Config: r.config("")}
+				if supersede {
+					options = guard.Options{Config: r.config("retries: Supersede\n"), Manifests: []string{"supersede.yaml"}}
+				}
+				guard.Run(t, plane, options)
+				for _, reattach := range []string{"True", "False"} {
+					t.Run("reattach "+reattach, func(t *testing.T) {
+						w := newWorld(t, r, strings.ToLower(fmt.Sprintf("killed-%v-%s", supersede, reattach)))
+						k := w.start("alpha", "dag.py", "KIND=retry", "REATTACH="+reattach)
+						w.until("the worker was killed", func() bool { return strings.Contains(k.log(), "the worker was killed") })
+						k.endPods()
+						state := k.wait()[taskID]
+						created := 0
+						for _, a := range w.acts("alpha") {
+							switch {
+							case a.ResponseStatus.Code == 403:
+								t.Errorf("%s of %s was rejected", a.Verb, a.ObjectRef.Name)
+							case a.Verb == "create" && a.ResponseStatus.Code == 201:
+								created++
+							}
+						}
+						wantCreated := map[string]int{"True": 1, "False": 2}[reattach]
+						if created != wantCreated {
+							t.Errorf("%d pods, want %d; the log:\n%s", created, wantCreated, k.log())
+						}
+						// Beside two pods of its own, a provider before 8.3.1 crashes,
+						// and a later one may delete the new pod in place of the old
+						// (9.0.1 does while both are starting). Superseding mends that.
+						if (reattach == "True" || supersede) && state != "success" {
+							t.Errorf("%s; the log:\n%s", state, k.log())
+						}
+					})
+				}
+			})
+		}
+	}
+}
+
+// endPods lets all pods succeed until the task is done.
+func (k *task) endPods() {
+	k.w.Helper()
+	k.w.until("the task is done", func() bool {
+		for _, pod := range k.w.pods() {
+			k.w.end(pod)
+		}
+		select {
+		case <-k.Done():
+			return true
+		default:
+			return false
+		}
+	})
+}
