@@ -180,9 +180,9 @@ type task struct {
 	environment string
 }
 
-// start has an environment's Airflow run the task of a DAG file, with its own
+// start has an environment's Airflow run the task of incident/dags, with its own
 // metadata database and its own ServiceAccount.
-func (w *world) start(environment, dag string, settings ...string) *task {
+func (w *world) start(environment string, settings ...string) *task {
 	w.Helper()
 	home := filepath.Join(w.TempDir(), environment)
 	if err := os.CopyFS(home, os.DirFS(w.home)); err != nil {
@@ -207,8 +207,10 @@ func (w *world) start(environment, dag string, settings ...string) *task {
 	if err != nil {
 		w.Fatal(err)
 	}
-	cmd := exec.Command(w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(settingsDir, dag))
+	dags := filepath.Join(settingsDir, "dags")
+	cmd := exec.Command(w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(dags, "dag.py"))
 	cmd.Env = environ(home, append([]string{
+		"AIRFLOW__CORE__DAGS_FOLDER=" + dags, // Airflow 3 runs only what it finds there
 		"PYTHONPATH=" + settingsDir, "KUBECONFIG=" + kubeconfig, "NAMESPACE=" + w.jobs,
 		"LOGICAL_DATE=2023-03-08T01:30:00",
 	}, settings...)...)
