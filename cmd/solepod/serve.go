@@ -92,7 +92,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log.Info("Starting solepod", "version", version, "configuration", cfg)
+	log.Info("Starting solepod", "version", version, "configuration", cfg.String())
 
 	timeout := shutdownTimeout
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{

@@ -7,6 +7,7 @@ package config
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -185,6 +186,15 @@ func Load(path string) (Configuration, error) {
 		return Configuration{}, fmt.Errorf("configuration %s: %w", path, err)
 	}
 	return c, nil
+}
+
+// String is the configuration in one line, as the log of a start shows it.
+func (c Configuration) String() string {
+	line, err := json.Marshal(c)
+	if err != nil {
+		return err.Error()
+	}
+	return string(line)
 }
 
 func parse(content []byte) (Configuration, error) {

@@ -99,6 +99,15 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestString(t *testing.T) {
+	got := Default().String()
+	for _, want := range []string{`"environmentLabel":"airflow-environment"`, `"selectorIncludesLabels":true`, `"claims":{"patience":"1s"}`} {
+		if !strings.Contains(got, want) || strings.Contains(got, "\n") {
+			t.Errorf("%s lacks %s, or is not one line", got, want)
+		}
+	}
+}
+
 func TestErrorsNameFieldValueAndCure(t *testing.T) {
 	for content, wants := range map[string][]string{
 		head + "injektion: Stamp\n":                                                     {`unknown field "injektion"`},

@@ -24,48 +24,48 @@ type Access struct {
 
 // Handle implements admission.Handler.
 func (a *Access) Handle(ctx context.Context, req admission.Request) admission.Response {
-	decision, err := a.handle(ctx, req)
+	requester, decision, err := a.handle(ctx, req)
 	if err != nil {
-		return a.failed(ctx, err)
+		return a.failed(ctx, req, err)
 	}
-	return a.respond(ctx, decision)
+	return a.respond(ctx, req, requester.Environment, decision)
 }
 
-func (a *Access) handle(ctx context.Context, req admission.Request) (policy.Decision, error) {
+func (a *Access) handle(ctx context.Context, req admission.Request) (requester policy.Requester, decision policy.Decision, err error) {
 	allowed := policy.Decision{Allowed: true}
 	if a.off || req.Resource.Group != "" || req.Resource.Resource != "pods" {
-		return allowed, nil
+		return requester, allowed, nil
 	}
-	requester, err := a.identify(ctx, req)
+	requester, err = a.identify(ctx, req)
 	if err != nil || requester.Environment == "" {
-		return allowed, err
+		return requester, allowed, err
 	}
 	access := policy.Access{Operation: policy.Operation(req.Operation), Requester: requester, Now: a.now()}
 	switch req.Operation {
 	case admissionv1.Update:
 		after, err := decodePod("object", req.Object, req)
 		if err != nil {
-			return allowed, err
+			return requester, allowed, err
 		}
 		access.Updated = after.pod()
 		fallthrough
 	case admissionv1.Delete:
 		before, err := decodePod("oldObject", req.OldObject, req)
 		if err != nil {
-			return allowed, err
+			return requester, allowed, err
 		}
 		access.Pod = before.pod()
 	case admissionv1.Connect:
 		// The object of the review is a PodExecOptions or the like.
 		pod, err := a.pods.named(ctx, req.Namespace, req.Name)
 		if err != nil || pod == nil {
-			return allowed, err
+			return requester, allowed, err
 		}
 		access.Pod = *pod
 	default:
-		return allowed, nil
+		return requester, allowed, nil
 	}
-	return policy.DecideAccess(access, a.settings), nil
+	return requester, policy.DecideAccess(access, a.settings), nil
 }
 
 // identify finds out whose the requester is. Where the pod is does not matter:

@@ -40,49 +40,55 @@ type claims interface {
 
 // Handle implements admission.Handler.
 func (g *Guard) Handle(ctx context.Context, req admission.Request) admission.Response {
-	decision, err := g.handle(ctx, req)
+	environment, decision, err := g.handle(ctx, req)
 	if err != nil {
-		return g.failed(ctx, err)
+		return g.failed(ctx, req, err)
 	}
-	return g.respond(ctx, decision)
+	return g.respond(ctx, req, environment, decision)
 }
 
-func (g *Guard) handle(ctx context.Context, req admission.Request) (policy.Decision, error) {
+// handle returns the requester's environment as well, "" if it does not matter.
+func (g *Guard) handle(ctx context.Context, req admission.Request) (environment string, _ policy.Decision, _ error) {
 	if !isPod(req) || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
-		return policy.Decision{Allowed: true}, nil
+		return "", policy.Decision{Allowed: true}, nil
 	}
 	object, err := decodePod("object", req.Object, req)
 	if err != nil {
-		return policy.Decision{}, err
+		return "", policy.Decision{}, err
 	}
 	pod := object.pod()
 	if req.Operation == admissionv1.Update {
 		before, err := decodePod("oldObject", req.OldObject, req)
 		if err != nil {
-			return policy.Decision{}, err
+			return "", policy.Decision{}, err
 		}
 		if !policy.BecomesTaskPod(before.pod(), pod) {
-			return policy.Decision{Allowed: true}, nil
+			return "", policy.Decision{Allowed: true}, nil
 		}
 	}
 	if !pod.Guarded() {
-		return policy.Decision{Allowed: true}, nil
+		return "", policy.Decision{Allowed: true}, nil
 	}
 	if err := validate(pod); err != nil {
-		return policy.Decision{}, err
+		return "", policy.Decision{}, err
 	}
 	requester, err := g.requester(ctx, req)
 	if err != nil {
-		return policy.Decision{}, err
+		return "", policy.Decision{}, err
 	}
 	n := policy.Submission{Pod: pod, Requester: requester, Now: g.now()}
+	decision, err := g.admit(ctx, n, isDryRun(req))
+	return requester.Environment, decision, err
+}
+
+// admit decides on a task pod, and does what its admission takes.
+func (g *Guard) admit(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
 	known, err := g.decide(ctx, n)
 	if err != nil || !known.Allowed {
 		return known, err
 	}
 	// What is known admits the pod. The claim decides, beside what is too new
 	// to be known, and before anything is done.
-	dryRun := req.DryRun != nil && *req.DryRun
 	decision, err := g.claims.Take(ctx, n, dryRun)
 	if err != nil || !decision.Allowed || dryRun {
 		return decision, err

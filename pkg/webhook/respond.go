@@ -5,7 +5,9 @@ import (
 	"net/http"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -17,16 +19,22 @@ import (
 // API server prefixes it with the webhook's name.
 const reasonAnnotation = "reason"
 
-// enforcer tells of decisions.
+// enforcer tells of decisions: to the API server, in the log, in the metrics
+// and, by an event, at the pod that a denial is about.
 type enforcer struct {
 	enforcement config.Enforcement
+	label       string // of environments
+	events      events.EventRecorder
 }
 
-// respond turns a decision into a response, as far as it is enforced, and logs it.
-func (e enforcer) respond(ctx context.Context, d policy.Decision) admission.Response {
+// respond turns a decision on what somebody of an environment has asked for
+// into a response, as far as it is enforced.
+func (e enforcer) respond(ctx context.Context, req admission.Request, environment string, d policy.Decision) admission.Response {
 	log := ctrllog.FromContext(ctx)
+	environment, operation := environments.value(environment), string(req.Operation)
 	if d.Allowed {
 		log.V(1).Info("Admitted")
+		decisions.WithLabelValues(operation, verdictAdmitted, "", environment).Inc()
 		return admission.Allowed("")
 	}
 	log.Info("Denied", "reason", d.Reason, "code", d.Code, "enforcement", e.enforcement, "message", d.Message)
@@ -34,15 +42,49 @@ func (e enforcer) respond(ctx context.Context, d policy.Decision) admission.Resp
 		Allowed:          e.enforcement != config.EnforcementDeny,
 		AuditAnnotations: map[string]string{reasonAnnotation: string(d.Reason)},
 	}}
+	verdict := verdictAudited
 	switch e.enforcement {
 	case config.EnforcementDeny:
+		verdict = verdictDenied
 		response.Result = &metav1.Status{
 			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d.Code), Message: d.Message,
 		}
 	case config.EnforcementWarn:
+		verdict = verdictWarned
 		response.Warnings = []string{d.Message}
 	}
+	decisions.WithLabelValues(operation, verdict, string(d.Reason), environment).Inc()
+	if d.Reason == policy.ForeignEnvironment {
+		to := environments.value(d.Existing.Environment(e.label))
+		foreignAccess.WithLabelValues(environment, to, operation, verdict).Inc()
+	}
+	if !isDryRun(req) {
+		e.note(d)
+	}
 	return response
+}
+
+// note leaves an event at the pod that a denial is about. A pod in flight is
+// not there yet, and may never be. Events of the same reason at the same pod
+// become one with a count.
+func (e enforcer) note(d policy.Decision) {
+	pod := d.Existing
+	if pod == nil || d.Reason == policy.InFlight {
+		return
+	}
+	e.events.Eventf(
+		&corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, nil,
+		corev1.EventTypeWarning, string(d.Reason), string(e.enforcement), "%s", shorten(d.Message),
+	)
+}
+
+// shorten cuts what is longer than the note of an event may be.
+func shorten(message string) string {
+	const most, more = 1024, "..."
+	if len(message) <= most {
+		return message
+	}
+	return message[:most-len(more)] + more
 }
 
 // statusReason is Forbidden or Conflict, and never AlreadyExists: on that the

@@ -37,6 +37,8 @@ func isPod(req admission.Request) bool {
 	return req.Resource.Group == "" && req.Resource.Resource == "pods" && req.SubResource == ""
 }
 
+func isDryRun(req admission.Request) bool { return req.DryRun != nil && *req.DryRun }
+
 // requester finds out who is asking. It fails while the caches are filling:
 // an empty cache would know neither environments nor pods.
 func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy.Requester, error) {
@@ -85,7 +87,7 @@ func badRequest(format string, args ...any) error {
 // no sense is always refused, with its own code; if solepod or the API server
 // is to blame, the configuration decides. (failurePolicy would not: to the API
 // server this is a proper answer.)
-func (r *reviewer) failed(ctx context.Context, err error) admission.Response {
+func (r *reviewer) failed(ctx context.Context, req admission.Request, err error) admission.Response {
 	status := metav1.Status{Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError}
 	var known apierrors.APIStatus
 	if errors.As(err, &known) {
@@ -99,6 +101,7 @@ func (r *reviewer) failed(ctx context.Context, err error) admission.Response {
 	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
+	decisions.WithLabelValues(string(req.Operation), verdictFailed, string(status.Reason), "").Inc()
 	ctrllog.FromContext(ctx).Error(err, "Could not decide", "admitted", admit, "code", status.Code)
 	if admit {
 		response := admission.Allowed("")

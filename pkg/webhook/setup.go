@@ -135,20 +135,21 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			Live:         api,
 		},
 	}
+	recorder := mgr.GetEventRecorder("solepod")
 	server := mgr.GetWebhookServer()
 	server.Register(StampPath, hook(&Stamp{
 		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
 	}))
 	pods := podReader{cache: mgr.GetCache(), live: api}
 	server.Register(GuardPath, hook(&Guard{
-		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(), pods: pods, now: time.Now,
+		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder}, settings: cfg.Policy(), pods: pods, now: time.Now,
 		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration},
 		superseder: api,
 	}))
 	failOpen := reviewer
 	failOpen.onError = config.OnErrorAllow
 	server.Register(AccessPath, hook(&Access{
-		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement()}, settings: cfg.Policy(),
+		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder}, settings: cfg.Policy(),
 		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
 	}))
 

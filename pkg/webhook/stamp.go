@@ -24,7 +24,7 @@ type Stamp struct {
 func (s *Stamp) Handle(ctx context.Context, req admission.Request) admission.Response {
 	patches, err := s.handle(ctx, req)
 	if err != nil {
-		return s.failed(ctx, err)
+		return s.failed(ctx, req, err)
 	}
 	return admission.Patched("", patches...)
 }

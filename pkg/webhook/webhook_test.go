@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -47,16 +49,17 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
 	}
 	cfg := config.Default()
+	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100)}
 	h := &hooks{
 		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
 		guard: Guard{
-			reviewer: r, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(),
+			reviewer: r, enforcer: told, settings: cfg.Policy(),
 			pods: podReader{cache: cached, live: live}, superseder: live, now: time.Now,
 			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
 		},
 	}
 	r.onError = config.OnErrorAllow
-	h.access = Access{reviewer: r, enforcer: enforcer{cfg.Enforcement}, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
+	h.access = Access{reviewer: r, enforcer: told, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
 	if change != nil {
 		change(h)
 	}
@@ -360,5 +363,26 @@ func TestPatches(t *testing.T) {
 	owned.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: "j", UID: "u", Controller: &yes}}
 	if got := outcome(post(t, &h.stamp, review(owned, nil))); got != "allow" {
 		t.Errorf("the pod of a Job: %s", got)
+	}
+}
+
+// Whoever may create pods may invent environments, and not fill the metrics.
+func TestMetricsAreBounded(t *testing.T) {
+	b := bounded{limit: 2}
+	var got []string
+	for _, value := range []string{"a", "b", "c", "a", ""} {
+		got = append(got, b.value(value))
+	}
+	if want := []string{"a", "b", other, "a", other}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestNotesAreShort(t *testing.T) {
+	if long := shorten(strings.Repeat("x", 2000)); len(long) != 1024 || !strings.HasSuffix(long, "x...") {
+		t.Errorf("%d: %s", len(long), long)
+	}
+	if short := shorten("x"); short != "x" {
+		t.Error(short)
 	}
 }

@@ -121,7 +121,7 @@ func environ(home string, more ...string) []string {
 		"AIRFLOW_HOME="+home,
 		"AIRFLOW__CORE__LOAD_EXAMPLES=False",
 		"AIRFLOW__CORE__DAGS_FOLDER="+home,
-		"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=sqlite:///"+filepath.Join(home, "airflow.db"),
+		"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=sqlite:///"+filepath.Join(home, "airflow.db")+"?timeout=60", // others may be writing
 		"PYTHONUNBUFFERED=1", "NO_COLOR=1",
 	), more...)
 }
@@ -315,6 +315,11 @@ func (a act) String() string {
 // acts are what an environment's Airflow did in this world, oldest first.
 func (w *world) acts(environment string) []act {
 	w.Helper()
+	return w.actsOf(w.user(environment))
+}
+
+func (w *world) actsOf(user string) []act {
+	w.Helper()
 	file, err := os.Open(plane.AuditLog)
 	if err != nil {
 		w.Fatal(err)
@@ -337,7 +342,7 @@ func (w *world) acts(environment string) []act {
 		if err != nil {
 			w.Fatal(err)
 		}
-		if a.ObjectRef.Namespace == w.jobs && a.User.Username == w.user(environment) {
+		if a.ObjectRef.Namespace == w.jobs && a.User.Username == user {
 			out = append(out, a)
 		}
 	}

@@ -266,20 +266,39 @@ func TestTasks(t *testing.T) {
 						t.Skipf("provider %s has it not, or its Airflow cannot test it", r.provider)
 					}
 					w := newWorld(t, r, kind)
-					k := w.start("alpha", "KIND="+kind, "POD_ENDS=Succeeded")
-					states := k.wait()
-					want := 1
+					want, settings := 1, []string{"KIND=" + kind}
 					if kind == "mapped" {
 						want = 20
+					} else {
+						settings = append(settings, "POD_ENDS=Succeeded")
 					}
+					k := w.start("alpha", settings...)
+					if kind == "mapped" {
+						w.until("all pods are there at once", func() bool { return len(w.pods()) == want })
+						k.endPods()
+					}
+					states := k.wait()
 					succeeded := 0
 					for _, state := range states {
 						if state == "success" {
 							succeeded++
 						}
 					}
-					if succeeded != want {
+					// Among the three pods of its own Job, the operator crashes now and
+					// then before 10.0.0: "More than one pod running with labels".
+					if succeeded != want && (kind != "job" || r.atLeast("10.0.0")) {
 						t.Errorf("%v; the log:\n%s", states, k.log())
+					}
+					if kind == "job" {
+						w.until("the Job has its three pods", func() bool {
+							created := 0
+							for _, a := range w.actsOf("system:serviceaccount:kube-system:job-controller") {
+								if a.Verb == "create" && a.ResponseStatus.Code == 201 {
+									created++
+								}
+							}
+							return created == 3
+						})
 					}
 					for _, a := range w.acts("alpha") {
 						if a.ResponseStatus.Code == 403 {
@@ -380,6 +399,15 @@ func foreignDelete(w *world, g *guard.Guard) {
 	}
 	if pods := w.pods(); len(pods) != 1 || pods[0].Name != pod.Name {
 		w.Errorf("alpha's pod is gone: %d pods", len(pods))
+	}
+	w.until("an event tells", func() bool {
+		events, err := guard.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
+		return err == nil && len(events) == 1
+	})
+	metrics, err := g.Metrics(w.Context())
+	counted := regexp.MustCompile(`(?m)^solepod_foreign_access_total\{from="production",operation="\w+",to="alpha",verdict="denied"\} [1-9]`)
+	if err != nil || !counted.Match(metrics) {
+		w.Errorf("not counted: %v\n%s", err, metrics)
 	}
 	log, err := os.ReadFile(g.Log)
 	if err != nil || !strings.Contains(string(log), "reason=ForeignEnvironment") || !strings.Contains(string(log), w.user("production")) {

@@ -1,0 +1,60 @@
+package webhook
+
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+)
+
+// Verdicts, as the metrics have them.
+const (
+	verdictAdmitted = "admitted"
+	verdictDenied   = "denied"
+	verdictWarned   = "warned"  // admitted with a warning: enforcement Warn
+	verdictAudited  = "audited" // admitted and noted: enforcement Audit
+	verdictFailed   = "failed"  // not decided
+)
+
+var (
+	decisions = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "solepod_decisions_total",
+		Help: "Decisions on requests for task pods. reason is empty for those that were admitted; environment is the requester's, empty if unknown.",
+	}, []string{"operation", "verdict", "reason", "environment"})
+
+	foreignAccess = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "solepod_foreign_access_total",
+		Help: "Requests of one environment for a pod of another. verdict tells whether they were stopped.",
+	}, []string{"from", "to", "operation", "verdict"})
+)
+
+func init() { metrics.Registry.MustRegister(decisions, foreignAccess) }
+
+// environments keeps the number of time series bounded: whoever may create
+// pods may put any environment on them.
+var environments = bounded{limit: 100}
+
+// bounded passes on the first values that it meets, and tells the rest as other.
+type bounded struct {
+	limit int
+	mu    sync.Mutex
+	seen  map[string]struct{}
+}
+
+const other = "other"
+
+func (b *bounded) value(value string) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.seen[value]; ok {
+		return value
+	}
+	if len(b.seen) == b.limit {
+		return other
+	}
+	if b.seen == nil {
+		b.seen = map[string]struct{}{}
+	}
+	b.seen[value] = struct{}{}
+	return value
+}

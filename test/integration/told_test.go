@@ -1,0 +1,59 @@
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/test/guard"
+)
+
+// What is denied is told at the pod that it is about, once, and counted.
+func TestDenialsAreTold(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{})
+	w := newWorld(t, "told")
+	pod := w.mustCreate(w.airflow("alpha"), "x")
+	production := w.airflow("production")
+	for range 3 {
+		if err := production.Delete(t.Context(), pod); err == nil {
+			t.Fatal("admitted")
+		}
+		if _, err := w.create(production, "y"); err == nil {
+			t.Fatal("admitted")
+		}
+	}
+	if err := production.Delete(t.Context(), pod, client.DryRunAll); err == nil {
+		t.Fatal("admitted")
+	}
+	eventually(t, func() error {
+		for reason, want := range map[string]string{
+			"ForeignEnvironment":   "environment production may not delete a pod of environment alpha",
+			"DuplicateEnvironment": "another Airflow environment is already running this task",
+		} {
+			events, err := guard.Events(t.Context(), w.admin, pod, reason)
+			if err != nil {
+				return err
+			}
+			if len(events) != 1 || events[0].Type != corev1.EventTypeWarning || !strings.Contains(events[0].Note, want) {
+				return fmt.Errorf("%s: %+v", reason, events)
+			}
+		}
+		return nil
+	})
+	metrics, err := g.Metrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`solepod_foreign_access_total{from="production",operation="DELETE",to="alpha",verdict="denied"} 4`,
+		`solepod_decisions_total{environment="production",operation="CREATE",reason="DuplicateEnvironment",verdict="denied"} 3`,
+		`solepod_decisions_total{environment="alpha",operation="CREATE",reason="",verdict="admitted"} 1`,
+	} {
+		if !strings.Contains(string(metrics), want+"\n") {
+			t.Errorf("no %s in\n%s", want, metrics)
+		}
+	}
+}
