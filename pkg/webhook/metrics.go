@@ -1,10 +1,10 @@
 package webhook
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"sigs.k8s.io/controller-runtime/pkg/metrics"
 )
 
 // Verdicts, as the metrics have them.
@@ -16,23 +16,31 @@ const (
 	verdictFailed   = "failed"  // not decided
 )
 
-var (
-	decisions = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "solepod_decisions_total",
-		Help: "Decisions on requests for task pods. reason is empty for those that were admitted; environment is the requester's, empty if unknown.",
-	}, []string{"operation", "verdict", "reason", "environment"})
+// counters count decisions.
+type counters struct {
+	decisions, foreign *prometheus.CounterVec
+	// environments keeps the number of time series bounded: whoever may create
+	// pods may put any environment on them.
+	environments bounded
+}
 
-	foreignAccess = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "solepod_foreign_access_total",
-		Help: "Requests of one environment for a pod of another. verdict tells whether they were stopped.",
-	}, []string{"from", "to", "operation", "verdict"})
-)
+func newCounters() *counters {
+	return &counters{
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "solepod_decisions_total",
+			Help: "Decisions on requests for task pods. reason is empty for those that were admitted; environment is the requester's, empty if unknown.",
+		}, []string{"operation", "verdict", "reason", "environment"}),
+		foreign: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "solepod_foreign_access_total",
+			Help: "Requests of one environment for a pod of another. verdict tells whether they were stopped.",
+		}, []string{"from", "to", "operation", "verdict"}),
+		environments: bounded{limit: 100},
+	}
+}
 
-func init() { metrics.Registry.MustRegister(decisions, foreignAccess) }
-
-// environments keeps the number of time series bounded: whoever may create
-// pods may put any environment on them.
-var environments = bounded{limit: 100}
+func (c *counters) register(registry prometheus.Registerer) error {
+	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign))
+}
 
 // bounded passes on the first values that it meets, and tells the rest as other.
 type bounded struct {

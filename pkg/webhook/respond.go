@@ -25,16 +25,17 @@ type enforcer struct {
 	enforcement config.Enforcement
 	label       string // of environments
 	events      events.EventRecorder
+	counters    *counters
 }
 
 // respond turns a decision on what somebody of an environment has asked for
 // into a response, as far as it is enforced.
 func (e enforcer) respond(ctx context.Context, req admission.Request, environment string, d policy.Decision) admission.Response {
 	log := ctrllog.FromContext(ctx)
-	environment, operation := environments.value(environment), string(req.Operation)
+	environment, operation := e.counters.environments.value(environment), string(req.Operation)
 	if d.Allowed {
 		log.V(1).Info("Admitted")
-		decisions.WithLabelValues(operation, verdictAdmitted, "", environment).Inc()
+		e.counters.decisions.WithLabelValues(operation, verdictAdmitted, "", environment).Inc()
 		return admission.Allowed("")
 	}
 	log.Info("Denied", "reason", d.Reason, "code", d.Code, "enforcement", e.enforcement, "message", d.Message)
@@ -53,10 +54,10 @@ func (e enforcer) respond(ctx context.Context, req admission.Request, environmen
 		verdict = verdictWarned
 		response.Warnings = []string{d.Message}
 	}
-	decisions.WithLabelValues(operation, verdict, string(d.Reason), environment).Inc()
+	e.counters.decisions.WithLabelValues(operation, verdict, string(d.Reason), environment).Inc()
 	if d.Reason == policy.ForeignEnvironment {
-		to := environments.value(d.Existing.Environment(e.label))
-		foreignAccess.WithLabelValues(environment, to, operation, verdict).Inc()
+		to := e.counters.environments.value(d.Existing.Environment(e.label))
+		e.counters.foreign.WithLabelValues(environment, to, operation, verdict).Inc()
 	}
 	if !isDryRun(req) {
 		e.note(d)

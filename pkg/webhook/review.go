@@ -28,6 +28,7 @@ type reviewer struct {
 	onError  config.OnError
 	synced   func() bool
 	resolver environment.Resolver
+	counters *counters
 }
 
 // isPod reports whether a review is about a pod itself. Anything else gets
@@ -101,7 +102,7 @@ func (r *reviewer) failed(ctx context.Context, req admission.Request, err error)
 	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
-	decisions.WithLabelValues(string(req.Operation), verdictFailed, string(status.Reason), "").Inc()
+	r.counters.decisions.WithLabelValues(string(req.Operation), verdictFailed, string(status.Reason), "").Inc()
 	ctrllog.FromContext(ctx).Error(err, "Could not decide", "admitted", admit, "code", status.Code)
 	if admit {
 		response := admission.Allowed("")

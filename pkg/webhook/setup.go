@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/solepod/solepod/pkg/claim"
@@ -125,9 +126,14 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
 	}
 
+	counters := newCounters()
+	if err := counters.register(metrics.Registry); err != nil {
+		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
 	reviewer := reviewer{
-		onError: cfg.OnError,
-		synced:  synced,
+		counters: counters,
+		onError:  cfg.OnError,
+		synced:   synced,
 		resolver: environment.Resolver{
 			Label:        cfg.EnvironmentLabel,
 			Environments: cfg.Environments,
@@ -142,14 +148,14 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	}))
 	pods := podReader{cache: mgr.GetCache(), live: api}
 	server.Register(GuardPath, hook(&Guard{
-		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder}, settings: cfg.Policy(), pods: pods, now: time.Now,
+		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(), pods: pods, now: time.Now,
 		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration},
 		superseder: api,
 	}))
 	failOpen := reviewer
 	failOpen.onError = config.OnErrorAllow
 	server.Register(AccessPath, hook(&Access{
-		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder}, settings: cfg.Policy(),
+		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(),
 		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
 	}))
 

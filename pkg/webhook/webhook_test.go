@@ -44,12 +44,14 @@ type hooks struct {
 }
 
 func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *hooks {
+	c := newCounters()
 	r := reviewer{
-		onError: config.OnErrorDeny, synced: func() bool { return true },
+		counters: c,
+		onError:  config.OnErrorDeny, synced: func() bool { return true },
 		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
 	}
 	cfg := config.Default()
-	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100)}
+	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100), c}
 	h := &hooks{
 		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
 		guard: Guard{
