@@ -440,9 +440,6 @@ func TestRequire(t *testing.T) {
 // it must not, gets a pod of its own, because solepod never rejects a later try.
 func TestKilledWorker(t *testing.T) {
 	for _, r := range rows(t) {
-		if !r.atLeast("9.0.1") || r.atLeast("10.0.0") {
-			continue // dag.test of an older Airflow counts no tries, Airflow 3 survives no fork
-		}
 		for _, supersede := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
 				options := guard.Options{Config: r.config("")}
@@ -453,28 +450,39 @@ func TestKilledWorker(t *testing.T) {
 				for _, reattach := range []string{"True", "False"} {
 					t.Run("reattach "+reattach, func(t *testing.T) {
 						w := newWorld(t, r, strings.ToLower(fmt.Sprintf("killed-%v-%s", supersede, reattach)))
-						k := w.start("alpha", "KIND=retry", "REATTACH="+reattach)
-						w.until("the worker was killed", func() bool { return strings.Contains(k.log(), "the worker was killed") })
-						k.endPods()
-						state := k.wait()[taskID]
-						created := 0
+						first := w.start("alpha", "REATTACH="+reattach)
+						w.until("its pod runs", w.onePodRuns)
+						if err := first.Kill(); err != nil {
+							t.Fatal(err)
+						}
+						retry := w.start("alpha", "REATTACH="+reattach, "TRY=2")
+						created := func() (n int) {
+							for _, a := range w.acts("alpha") {
+								if a.Verb == "create" && a.ResponseStatus.Code == 201 {
+									n++
+								}
+							}
+							return n
+						}
+						want := map[string]int{"True": 1, "False": 2}[reattach]
+						w.until("the retry has its pod", func() bool {
+							return created() == want && (want == 2 || strings.Contains(retry.log(), "Found matching pod"))
+						})
+						retry.endPods()
+						state := retry.wait()[taskID]
 						for _, a := range w.acts("alpha") {
-							switch {
-							case a.ResponseStatus.Code == 403:
-								t.Errorf("%s of %s was rejected", a.Verb, a.ObjectRef.Name)
-							case a.Verb == "create" && a.ResponseStatus.Code == 201:
-								created++
+							if a.ResponseStatus.Code == 403 {
+								t.Errorf("%s of %s was rejected; the log:\n%s", a.Verb, a.ObjectRef.Name, retry.log())
 							}
 						}
-						wantCreated := map[string]int{"True": 1, "False": 2}[reattach]
-						if created != wantCreated {
-							t.Errorf("%d pods, want %d; the log:\n%s", created, wantCreated, k.log())
+						if n := created(); n != want {
+							t.Errorf("%d pods, want %d; the log:\n%s", n, want, retry.log())
 						}
 						// Beside two pods of its own, a provider before 8.3.1 crashes,
 						// and a later one may delete the new pod in place of the old
 						// (9.0.1 does while both are starting). Superseding mends that.
 						if (reattach == "True" || supersede) && state != "success" {
-							t.Errorf("%s; the log:\n%s", state, k.log())
+							t.Errorf("%s; the log:\n%s", state, retry.log())
 						}
 					})
 				}

@@ -1,7 +1,7 @@
 """Run the task of a DAG as Airflow does, and print what became of it.
 
 run.py FILE: the DAG file. LOGICAL_DATE makes the run, and with it the run_id, that
-of another Airflow's.
+of another Airflow's. TRY is the number of the try. With KIND=mapped, the tasks run at once.
 """
 
 import inspect
@@ -16,17 +16,37 @@ try:
 except ImportError:
     from airflow.models.dagbag import DagBag
 
+try:
+    from airflow.sdk.definitions import dag as module
+except ImportError:
+    from airflow.models import dag as module
+
 from airflow import settings
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 
 
+def as_try(number):
+    """Have dag.test run the task as this try, of which it counts none itself."""
+    run = module._run_task
+
+    def start(ti, session=None, **arguments):
+        if session:
+            arguments["session"] = session
+            session.add(ti)
+        if "_try_number" in type(ti).__mapper__.attrs:
+            ti._try_number = number - 1  # before Airflow 2.10, one less while the task does not run
+        else:
+            ti.try_number = number
+        if session:
+            session.commit()
+        return run(ti=ti, **arguments)
+
+    module._run_task = start
+
+
 def at_once(count):
     """Have dag.test run this many task instances beside one another, each in a process."""
-    try:
-        from airflow.sdk.definitions import dag as module
-    except ImportError:
-        from airflow.models import dag as module
     run, children = module._run_task, []
 
     def start(ti, session=None, **arguments):
@@ -65,6 +85,8 @@ if bag.import_errors:
 date = datetime.fromisoformat(os.environ["LOGICAL_DATE"]).replace(tzinfo=timezone.utc)
 if os.environ.get("KIND") == "mapped":
     at_once(20)
+if number := os.environ.get("TRY"):
+    as_try(int(number))
 arguments = inspect.signature(dag.test).parameters
 # Airflow 3 names a run after the time after which it may run.
 dag.test(**{name: date for name in ("execution_date", "logical_date", "run_after") if name in arguments})
