@@ -124,7 +124,7 @@ const (
 	EnforcementDeny Enforcement = "Deny"
 	// EnforcementWarn admits it with an admission warning.
 	EnforcementWarn Enforcement = "Warn"
-	// EnforcementAudit admits it and notes the denial in log and audit annotation.
+	// EnforcementAudit admits it and notes the denial in log, metrics, event and audit annotation.
 	EnforcementAudit Enforcement = "Audit"
 )
 
@@ -147,7 +147,7 @@ type ForeignAccess string
 const (
 	// ForeignAccessDeny rejects the request.
 	ForeignAccessDeny ForeignAccess = "Deny"
-	// ForeignAccessAudit admits it and notes the denial in log and audit annotation.
+	// ForeignAccessAudit admits it and notes the denial in log, metrics, event and audit annotation.
 	ForeignAccessAudit ForeignAccess = "Audit"
 	// ForeignAccessOff does not look.
 	ForeignAccessOff ForeignAccess = "Off"
