@@ -45,22 +45,18 @@ func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Ex
 	return existing, nil
 }
 
-// current reads the pods anew from the API server. Pods that are gone, or have
-// been replaced by another of the same name, are told as what is there now.
-func (r podReader) current(ctx context.Context, existing []policy.Existing) ([]policy.Existing, error) {
-	var now []policy.Existing
-	for _, x := range existing {
-		var pod corev1.Pod
-		err := r.live.Get(ctx, client.ObjectKey{Namespace: x.Namespace, Name: x.Name}, &pod)
-		switch {
-		case apierrors.IsNotFound(err):
-		case err != nil:
-			return nil, unreadable(x.Namespace, x.Name, err)
-		default:
-			now = append(now, policy.Existing{Pod: taskpod.FromMeta(&pod, pod.Status.Phase)})
-		}
+// current reads a pod anew from the API server, nil if it is gone. If it has
+// been replaced by another of the same name, that one is told.
+func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Existing, error) {
+	var pod corev1.Pod
+	err := r.live.Get(ctx, client.ObjectKey{Namespace: x.Namespace, Name: x.Name}, &pod)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
 	}
-	return now, nil
+	if err != nil {
+		return nil, unreadable(x.Namespace, x.Name, err)
+	}
+	return &policy.Existing{Pod: taskpod.FromMeta(&pod, pod.Status.Phase)}, nil
 }
 
 // named returns the pod of a name, nil if there is none. Only task pods are in
