@@ -295,6 +295,32 @@ func TestDenialsAreConfirmedLive(t *testing.T) {
 	}
 }
 
+// In the way of one pod can be thousands, mapped ones or leftovers.
+func TestDenialsReadFewPods(t *testing.T) {
+	for _, phase := range []corev1.PodPhase{corev1.PodRunning, corev1.PodSucceeded} {
+		var pods []*corev1.Pod
+		for i := range 500 {
+			pod := taskPod(fmt.Sprintf("x-%d", i))
+			pod.Labels["map_index"] = fmt.Sprint(i)
+			pod.Labels[taskpod.DefaultEnvironmentLabel] = "production"
+			pod.Status.Phase = phase
+			pods = append(pods, pod)
+		}
+		reads := 0
+		live := interceptor.NewClient(cluster(t, pods...), interceptor.Funcs{
+			Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+				reads++
+				return c.Get(ctx, key, obj, opts...)
+			},
+		})
+		h := newHooks(cluster(t, pods...), live, nil)
+		got := outcome(post(t, &h.guard, review(taskPod("n"), nil)))
+		if !strings.HasPrefix(got, "40") || reads > 2*enoughReads {
+			t.Errorf("%s: %d reads, %s", phase, reads, got)
+		}
+	}
+}
+
 func TestErrorsOfOurOwn(t *testing.T) {
 	down := interceptor.NewClient(cluster(t), interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
