@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -24,12 +26,57 @@ const (
 	Etcd                  Binary = "etcd"
 	KubeControllerManager Binary = "kube-controller-manager"
 	Kwok                  Binary = "kwok"
+	Kubectl               Binary = "kubectl"
 )
 
 // Binaries lists all of them, the quickest to build first.
-func Binaries() []Binary { return []Binary{Etcd, Kwok, KubeAPIServer, KubeControllerManager} }
+func Binaries() []Binary { return []Binary{Etcd, Kubectl, Kwok, KubeAPIServer, KubeControllerManager} }
 
-// packages are the main packages, tools of the nested module ./binaries.
+// VersionVariable is the environment variable that chooses the version of
+// Kubernetes, such as 1.34; the newest if it is not set.
+const VersionVariable = "KUBERNETES_VERSION"
+
+// binariesDir has a nested module for each version, which its script pin writes.
+const binariesDir = "test/controlplane/binaries"
+
+// versions are those that there is a module for, the oldest first.
+func versions(root string) ([]string, error) {
+	modules, err := filepath.Glob(filepath.Join(root, binariesDir, "1.*", "go.mod"))
+	if err != nil || len(modules) == 0 {
+		return nil, errors.Join(err, fmt.Errorf("no versions of Kubernetes in %s", binariesDir))
+	}
+	var names []string
+	for _, module := range modules {
+		names = append(names, filepath.Base(filepath.Dir(module)))
+	}
+	slices.SortFunc(names, func(a, b string) int { // 1.9 goes before 1.10
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	return names, nil
+}
+
+// module is the folder of the nested module that a binary is built from. That
+// of the newest version has etcd and kwok for all.
+func module(root string, b Binary) (string, error) {
+	known, err := versions(root)
+	if err != nil {
+		return "", err
+	}
+	newest := known[len(known)-1]
+	wanted := cmp.Or(os.Getenv(VersionVariable), newest)
+	if !slices.Contains(known, wanted) {
+		return "", fmt.Errorf("%s is %q and not one of %s", VersionVariable, wanted, strings.Join(known, ", "))
+	}
+	if !b.ofKubernetes() {
+		wanted = newest
+	}
+	return filepath.Join(root, binariesDir, wanted), nil
+}
+
+// ofKubernetes tells whether each version of Kubernetes has its own.
+func (b Binary) ofKubernetes() bool { return b != Etcd && b != Kwok }
+
+// pkg is the main package, a tool of a nested module in ./binaries.
 func (b Binary) pkg() string {
 	switch b {
 	case Etcd:
@@ -42,8 +89,9 @@ func (b Binary) pkg() string {
 }
 
 // Build makes sure that the binaries exist and returns their paths: those of
-// the folder KUBEBUILDER_ASSETS, where it has them, and otherwise those of a
-// folder in the user's cache, built from source if they are not there yet.
+// the folder KUBEBUILDER_ASSETS, where it has them, whatever their version, and
+// otherwise those of a folder in the user's cache, built from source if they
+// are not there yet, of the version that KUBERNETES_VERSION names.
 // A cold build of kube-apiserver takes about five minutes on two cores;
 // progress tells of it.
 func Build(ctx context.Context, progress io.Writer, binaries ...Binary) (map[Binary]string, error) {
@@ -69,7 +117,10 @@ func build(ctx context.Context, progress io.Writer, b Binary) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	module := filepath.Join(root, "test", "controlplane", "binaries")
+	module, err := module(root, b)
+	if err != nil {
+		return "", err
+	}
 	folder, err := cacheDir(module)
 	if err != nil {
 		return "", err
@@ -92,7 +143,11 @@ func build(ctx context.Context, progress io.Writer, b Binary) (string, error) {
 	unfinished := fmt.Sprintf("%s.%d", path, os.Getpid())
 	defer func() { _ = os.Remove(unfinished) }() // renamed if all went well
 	cmd := goCommand(ctx, module, "build", "-v", "-o", unfinished, "-ldflags", linkerFlags(version), b.pkg())
-	if err := runWithProgress(cmd, progress, string(b), len(strings.Fields(stale))); err != nil {
+	name := string(b)
+	if b.ofKubernetes() {
+		name += " " + version
+	}
+	if err := runWithProgress(cmd, progress, name, len(strings.Fields(stale))); err != nil {
 		return "", err
 	}
 	return path, os.Rename(unfinished, path)

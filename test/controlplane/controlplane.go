@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +49,9 @@ type Options struct {
 	Node bool
 	// Audit has the API server write down who did what to pods, in AuditLog.
 	Audit bool
+	// Fsync has etcd wait for the disk, as it does in a cluster and need not in
+	// tests.
+	Fsync bool
 	// Progress hears of builds; nil for silence.
 	Progress io.Writer
 }
@@ -134,6 +139,9 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	// Folders of ours outlive a stop, and with them data, keys and tokens.
 	apiServer.Path, apiServer.CertDir = paths[KubeAPIServer], filepath.Join(dir, "apiserver")
 	c.env.ControlPlane.Etcd = &envtest.Etcd{Path: paths[Etcd], DataDir: filepath.Join(dir, "etcd")}
+	if o.Fsync {
+		c.env.ControlPlane.Etcd.Configure().Disable("unsafe-no-fsync")
+	}
 	for _, folder := range []string{apiServer.CertDir, c.env.ControlPlane.Etcd.DataDir} {
 		if err := os.Mkdir(folder, 0o700); err != nil {
 			return nil, err
@@ -149,6 +157,9 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	}
 	// Otherwise open watches keep it from ending for a minute.
 	apiServer.Configure().Set("shutdown-watch-termination-grace-period", "1s")
+	// Webhooks are called at the endpoints of their Service, since no kube-proxy
+	// gives its address a meaning.
+	apiServer.Configure().Set("enable-aggregator-routing", "true")
 	if c.Config, err = c.env.Start(); err != nil {
 		return nil, fmt.Errorf("starting kube-apiserver and etcd: %w", err)
 	}
@@ -163,6 +174,8 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 			"--kubeconfig="+c.Kubeconfig,
 			"--service-account-private-key-file="+filepath.Join(apiServer.CertDir, "sa-signer.key"),
 			"--use-service-account-credentials",
+			// What writes endpoints knows only of ports that pods name.
+			"--controllers=*,-endpoints-controller,-endpointslice-controller",
 			"--leader-elect=false", "--secure-port=0"); err != nil {
 			return nil, err
 		}
@@ -183,7 +196,7 @@ func (c *ControlPlane) startNode(ctx context.Context, kwok string) error {
 	if err := c.Admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}); err != nil {
 		return err
 	}
-	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-all-nodes", "--server-address=127.0.0.1:0")
+	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-single-node="+NodeName, "--server-address=127.0.0.1:0")
 }
 
 func (c *ControlPlane) start(path string, args ...string) error {
@@ -319,6 +332,22 @@ func (c *ControlPlane) Counted(ctx context.Context, counter string, labels ...st
 	return sum, nil
 }
 
+// FreeAddress finds a port of a host on which nobody listens, below those that the
+// system gives to connections: one of those might be taken before it is used.
+func FreeAddress(ctx context.Context, host string) (string, error) {
+	const lowest, count, attempts = 20000, 10000, 100
+	var last error
+	for range attempts {
+		address := net.JoinHostPort(host, strconv.Itoa(lowest+rand.IntN(count))) //nolint:gosec // no secret
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err == nil {
+			return address, listener.Close()
+		}
+		last = err
+	}
+	return "", fmt.Errorf("finding a free port: %w", last)
+}
+
 // WriteKubeconfig writes a kubeconfig file for a client that authenticates by
 // a token.
 func WriteKubeconfig(config *rest.Config, path string) error {
@@ -339,6 +368,9 @@ type Process struct {
 	done chan struct{}
 	err  error
 }
+
+// PID is the process's.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // StartProcess starts a command whose output is appended to a file.
 func StartProcess(cmd *exec.Cmd, logFile string) (*Process, error) {
