@@ -1,8 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"runtime"
+	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -10,13 +14,73 @@ import (
 // version is set by the linker: -X main.version=v0.1.0.
 var version = "devel"
 
+// build is what a binary knows of its making.
+type build struct {
+	Version string `json:"version"`
+	// Commit and Date, of the commit, are empty if it was not built from a
+	// checkout.
+	Commit string `json:"commit,omitempty"`
+	Date   string `json:"date,omitempty"`
+	// Modified says that the checkout was not what the commit has.
+	Modified bool   `json:"modified,omitempty"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+// newBuild reads the commit from what the Go command puts into a binary. Unlike
+// linker flags, nobody can forget it, or set it to another commit.
+func newBuild(version string, info *debug.BuildInfo) build {
+	b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info == nil {
+		return b
+	}
+	for _, setting := range info.Settings {
+		switch setting.Key {
+		case "vcs.revision":
+			b.Commit = setting.Value
+		case "vcs.time":
+			b.Date = setting.Value
+		case "vcs.modified":
+			b.Modified = setting.Value == "true"
+		}
+	}
+	return b
+}
+
+func (b build) String() string {
+	words := []string{"solepod", b.Version}
+	if b.Commit != "" {
+		commit := b.Commit
+		if b.Modified {
+			commit += "-dirty" // as git describe has it in versions
+		}
+		words = append(words, "commit", commit, "of", b.Date)
+	}
+	return strings.Join(append(words, b.Go, b.Platform), " ")
+}
+
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
+	var output string
+	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version",
+		Short: "Print version, commit, date of the commit, Go version and platform",
 		Args:  cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "solepod %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, _ := debug.ReadBuildInfo() // nil if there is none
+			return newBuild(version, info).print(cmd.OutOrStdout(), output)
 		},
 	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func (b build) print(w io.Writer, output string) error {
+	switch output {
+	case "text":
+		_, err := fmt.Fprintln(w, b)
+		return err
+	case "json":
+		return json.NewEncoder(w).Encode(b)
+	}
+	return fmt.Errorf("--output %q: want text or json", output)
 }
