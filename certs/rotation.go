@@ -1,0 +1,225 @@
+// Package certs is what solepod serves TLS with: certificates of its own making
+// that follow one another without a lost admission (Rotation), or those of a
+// folder, such as cert-manager fills (Files). Optionally, nobody but an API
+// server may call (Clients).
+package certs
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"reflect"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+)
+
+// Options of a rotation.
+type Options struct {
+	// Secret has the certificates. It must exist, and may be empty.
+	Secret types.NamespacedName
+	// Service is the one that API servers call, in the Secret's namespace.
+	Service string
+	// Configurations is the name of the two webhook configurations whose
+	// caBundle says which certificates API servers trust.
+	Configurations string
+	// Lifetime of a certificate; at least [MinLifetime].
+	Lifetime time.Duration
+}
+
+// MinLifetime leaves time for a certificate to be made, trusted and served.
+const MinLifetime = 30 * time.Second
+
+// Rotation makes serving certificates and keeps them from expiring. The leader
+// makes them: first it has the webhook configurations trust a new CA beside the
+// one in use, then, a few minutes later, when each API server has heard of it,
+// a certificate by that CA is served. So there is no moment at which what is
+// served is not trusted. All replicas serve what the Secret says, at once and
+// without a restart.
+type Rotation struct {
+	options Options
+	plan    plan
+	api     client.Client // uncached: a stale Secret would have another certificate made
+	now     func() time.Time
+	serving atomic.Pointer[tls.Certificate]
+}
+
+// NewRotation returns a rotation that serves nothing before it is set up and
+// the manager runs.
+func NewRotation(o Options) (*Rotation, error) {
+	if o.Lifetime < MinLifetime {
+		return nil, fmt.Errorf("a certificate can not live for %s: want at least %s", o.Lifetime, MinLifetime)
+	}
+	name := o.Service + "." + o.Secret.Namespace + ".svc"
+	return &Rotation{options: o, plan: newPlan(name, o.Lifetime), now: time.Now}, nil
+}
+
+// Cache is what a manager must cache for SetupWithManager: the Secret and the
+// webhook configurations, no others of their kinds.
+func (r *Rotation) Cache() map[client.Object]cache.ByObject {
+	named := func(name string) fields.Selector { return fields.OneTermEqualSelector(metav1.ObjectNameField, name) }
+	byObject := map[client.Object]cache.ByObject{
+		&corev1.Secret{}: {Namespaces: map[string]cache.Config{r.options.Secret.Namespace: {FieldSelector: named(r.options.Secret.Name)}}},
+	}
+	for _, configuration := range r.configurations() {
+		byObject[configuration] = cache.ByObject{Field: named(r.options.Configurations)}
+	}
+	return byObject
+}
+
+func (r *Rotation) configurations() []client.Object {
+	meta := metav1.ObjectMeta{Name: r.options.Configurations}
+	return []client.Object{
+		&admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: meta},
+		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: meta},
+	}
+}
+
+// SetupWithManager has this replica serve what the Secret says, and the leader
+// take care of it.
+func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager) (err error) {
+	if r.api, err = client.New(mgr.GetConfig(), client.Options{
+		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
+	}); err != nil {
+		return err
+	}
+	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
+	}
+	logger := mgr.GetLogger().WithName("certificates")
+	if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { r.serve(logger, o.(*corev1.Secret)) },
+		UpdateFunc: func(_, o any) { r.serve(logger, o.(*corev1.Secret)) },
+	}); err != nil {
+		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
+	}
+
+	theSecret := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{NamespacedName: r.options.Secret}}
+	})
+	controller := builder.ControllerManagedBy(mgr).Named("certificates").For(&corev1.Secret{})
+	for _, configuration := range r.configurations() {
+		controller = controller.Watches(configuration, theSecret)
+	}
+	return controller.Complete(r)
+}
+
+// serve takes up the certificate of the Secret. One that can not be served
+// leaves the one before: the leader will mend the Secret.
+func (r *Rotation) serve(log logr.Logger, secret *corev1.Secret) {
+	pair, err := tls.X509KeyPair(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		log.Info("The Secret has no certificate to serve", "secret", r.options.Secret, "reason", err.Error())
+		return
+	}
+	before := r.serving.Swap(&pair)
+	if before == nil || !before.Leaf.Equal(pair.Leaf) {
+		log.Info("Serving a certificate", "serial", pair.Leaf.SerialNumber.Text(16), "notAfter", pair.Leaf.NotAfter)
+	}
+}
+
+// GetCertificate is that of a [tls.Config].
+func (r *Rotation) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if pair := r.serving.Load(); pair != nil {
+		return pair, nil
+	}
+	return nil, fmt.Errorf("there is no certificate yet: Secret %s is absent or empty, and the leader fills it", r.options.Secret)
+}
+
+// Reconcile brings the webhook configurations and the Secret up to date, in
+// this order: a CA is trusted before anything by it is served.
+func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	var secret corev1.Secret
+	if err := r.api.Get(ctx, r.options.Secret, &secret); apierrors.IsNotFound(err) {
+		return reconcile.Result{}, fmt.Errorf("there is no Secret %s: install solepod again, which creates it, empty: %w", r.options.Secret, err)
+	} else if err != nil {
+		return reconcile.Result{}, fmt.Errorf("reading the certificates: %w", err)
+	}
+	had, err := read(&secret)
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("in Secret %s: %w", r.options.Secret, err)
+	}
+	now := r.now()
+	want, again, err := r.plan.next(had, now)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	told, err := r.trust(ctx, want.bundle())
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if told && want.next != nil {
+		want.since, again = now, now.Add(r.plan.settle)
+	}
+
+	was := secret.DeepCopy()
+	want.write(&secret)
+	if !reflect.DeepEqual(was, &secret) {
+		if err := r.api.Update(ctx, &secret); apierrors.IsConflict(err) {
+			return reconcile.Result{}, nil // whoever changed it has caused an event
+		} else if err != nil {
+			return reconcile.Result{}, fmt.Errorf("writing the certificates: %w", err)
+		}
+		log.FromContext(ctx).Info("Wrote the certificates", "notAfter", want.current.leaf.NotAfter, "another", want.next != nil, "trusted", len(want.trusted))
+	}
+	return reconcile.Result{RequeueAfter: max(again.Sub(r.now()), time.Second)}, nil
+}
+
+// trust writes the caBundle of all hooks that are called through a Service, and
+// tells whether any of them had another.
+func (r *Rotation) trust(ctx context.Context, bundle []byte) (told bool, err error) {
+	for _, configuration := range r.configurations() {
+		if err := r.api.Get(ctx, client.ObjectKeyFromObject(configuration), configuration); apierrors.IsNotFound(err) {
+			continue // nobody calls; its creation is an event
+		} else if err != nil {
+			return told, fmt.Errorf("reading the webhook configurations: %w", err)
+		}
+		before := configuration.DeepCopyObject().(client.Object)
+		changed := false
+		for _, hook := range clientConfigs(configuration) {
+			if hook.Service != nil && !bytes.Equal(hook.CABundle, bundle) {
+				hook.CABundle, changed = bundle, true
+			}
+		}
+		if !changed {
+			continue
+		}
+		// By the names of the hooks, so that whatever else changes meanwhile stays.
+		if err := r.api.Patch(ctx, configuration, client.StrategicMergeFrom(before)); err != nil {
+			return told, fmt.Errorf("having the API server trust a certificate: %w", err)
+		}
+		told = true
+	}
+	return told, nil
+}
+
+func clientConfigs(configuration client.Object) (out []*admissionregistrationv1.WebhookClientConfig) {
+	switch c := configuration.(type) {
+	case *admissionregistrationv1.MutatingWebhookConfiguration:
+		for i := range c.Webhooks {
+			out = append(out, &c.Webhooks[i].ClientConfig)
+		}
+	case *admissionregistrationv1.ValidatingWebhookConfiguration:
+		for i := range c.Webhooks {
+			out = append(out, &c.Webhooks[i].ClientConfig)
+		}
+	}
+	return out
+}

@@ -1,0 +1,131 @@
+package certs
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/util/cert"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+)
+
+// Source has the certificate to serve.
+type Source interface {
+	// GetCertificate is that of a [tls.Config].
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// Cache is what the manager given to SetupWithManager must cache.
+	Cache() map[client.Object]cache.ByObject
+	// SetupWithManager keeps the certificate up to date while the manager runs.
+	SetupWithManager(context.Context, manager.Manager) error
+}
+
+// Files returns a source of tls.crt and tls.key in a folder, which takes up new
+// ones when they change, or an error if there are none yet.
+func Files(dir string) (Source, error) {
+	watcher, err := certwatcher.New(filepath.Join(dir, corev1.TLSCertKey), filepath.Join(dir, corev1.TLSPrivateKeyKey))
+	return files{watcher}, err
+}
+
+type files struct{ *certwatcher.CertWatcher }
+
+func (files) Cache() map[client.Object]cache.ByObject { return nil }
+
+func (f files) SetupWithManager(_ context.Context, mgr manager.Manager) error {
+	return mgr.Add(f.CertWatcher)
+}
+
+// Expiry is a metric: when the certificate of a source expires, in seconds
+// since 1970. It is 0 if there is none.
+func Expiry(source Source) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "solepod_certificate_expiration_timestamp_seconds",
+		Help: "When the certificate that is served expires, in seconds since 1970.",
+	}, func() float64 {
+		pair, err := source.GetCertificate(nil)
+		if err != nil {
+			return 0
+		}
+		return float64(pair.Leaf.NotAfter.Unix())
+	})
+}
+
+// Clients are those who may call, if CAFile is set: who has a certificate by
+// one of its CAs, whose common name is one of Names, unless there are none.
+// Otherwise anybody in the cluster may, as with most webhooks.
+type Clients struct {
+	// CAFile is read again for each connection.
+	CAFile string
+	Names  []string
+}
+
+// TLS configures a server: TLS 1.3 alone, and HTTP/1.1, which is what API
+// servers speak to a Service anyway, so that their calls are spread over the
+// replicas (https://issue.k8s.io/75791); others can not wear the server out by
+// streams that they reset.
+func TLS(source Source, clients Clients) func(*tls.Config) {
+	return func(c *tls.Config) {
+		c.MinVersion = tls.VersionTLS13
+		c.NextProtos = []string{"http/1.1"}
+		c.GetCertificate = source.GetCertificate
+		if clients.CAFile == "" {
+			return
+		}
+		// Who has no certificate hears of it by HTTP, where it can be explained.
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+		base := c.Clone()
+		c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			pool, err := cert.NewPool(clients.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("reading --client-ca-file: %w", err)
+			}
+			own := base.Clone()
+			own.ClientCAs = pool
+			return own, nil
+		}
+	}
+}
+
+// Server has the hooks of a server answer these clients alone.
+func (c Clients) Server(server webhook.Server) webhook.Server {
+	if c.CAFile == "" {
+		return server
+	}
+	return guarded{server, c}
+}
+
+type guarded struct {
+	webhook.Server
+	clients Clients
+}
+
+func (g guarded) Register(path string, hook http.Handler) {
+	g.Server.Register(path, g.clients.only(hook))
+}
+
+func (c Clients) only(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		problem := ""
+		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			problem = "solepod answers only to API servers: no client certificate"
+		} else if name := r.TLS.PeerCertificates[0].Subject.CommonName; len(c.Names) > 0 && !slices.Contains(c.Names, name) {
+			problem = fmt.Sprintf("solepod answers only to API servers: the client certificate is of %q, not of %s", name, strings.Join(c.Names, " or "))
+		}
+		if problem == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		log.FromContext(r.Context()).Info("Refused a review", "address", r.RemoteAddr, "reason", problem)
+		http.Error(w, problem, http.StatusForbidden)
+	})
+}

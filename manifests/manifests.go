@@ -1,0 +1,14 @@
+// Package manifests has what is installed, for solepod check to compare a
+// cluster with.
+package manifests
+
+import _ "embed"
+
+// Install is install.yaml: the manifests of an installation in the namespace
+// [Namespace] with default values.
+//
+//go:embed install.yaml
+var Install []byte
+
+// Namespace is the one that Install has.
+const Namespace = "solepod-system"

@@ -1,0 +1,200 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/apiserver/pkg/authentication/serviceaccount"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/config"
+)
+
+// name is that of all that belongs to an installation.
+const name = "solepod"
+
+// oldest is the oldest version of Kubernetes that the tests run on.
+const oldest = "1.34"
+
+func (i *Installation) key() client.ObjectKey {
+	return client.ObjectKey{Namespace: i.Namespace, Name: name}
+}
+
+func (i *Installation) kubernetes(context.Context) (finding, error) {
+	got, err := i.KubernetesVersion()
+	if err != nil {
+		return finding{}, err
+	}
+	parsed, err := version.ParseGeneric(got)
+	if err != nil {
+		return finding{}, err
+	}
+	if !parsed.AtLeast(version.MustParseGeneric(oldest)) {
+		return warning("it is %s; solepod is tested from %s on", got, oldest), nil
+	}
+	return ok("%s", got), nil
+}
+
+func (i *Installation) deployment(ctx context.Context) (finding, error) {
+	var d appsv1.Deployment
+	if err := i.Client.Get(ctx, i.key(), &d); apierrors.IsNotFound(err) {
+		return failed("there is no Deployment %s", i.key()), nil
+	} else if err != nil {
+		return finding{}, err
+	}
+	image := d.Spec.Template.Spec.Containers[0].Image
+	installed := d.Labels["app.kubernetes.io/version"]
+	if installed != i.Version {
+		return warning("%s is installed (%s), and this is solepod %s, which may expect something else", installed, image, i.Version), nil
+	}
+	return ok("%s", image), nil
+}
+
+func (i *Installation) replicas(ctx context.Context) (finding, error) {
+	var d appsv1.Deployment
+	if err := i.Client.Get(ctx, i.key(), &d); apierrors.IsNotFound(err) {
+		return skipped("there is no Deployment"), nil
+	} else if err != nil {
+		return finding{}, err
+	}
+	want := int32(1)
+	if d.Spec.Replicas != nil {
+		want = *d.Spec.Replicas
+	}
+	detail := fmt.Sprintf("%d of %d", d.Status.ReadyReplicas, want)
+	switch {
+	case d.Status.ReadyReplicas < want || d.Status.ReadyReplicas == 0:
+		return failed("%s", detail), nil
+	case want == 1:
+		return warning("there is one: while it restarts, nobody answers"), nil
+	case d.Status.UpdatedReplicas < want:
+		return warning("%s, of which %d are up to date", detail, d.Status.UpdatedReplicas), nil
+	}
+	return ok("%s", detail), nil
+}
+
+func (i *Installation) spread(ctx context.Context) (finding, error) {
+	var pods corev1.PodList
+	if err := i.Client.List(ctx, &pods, client.InNamespace(i.Namespace), client.MatchingLabels{"app.kubernetes.io/name": name}); err != nil {
+		return finding{}, err
+	}
+	byNode := map[string]int{}
+	for _, pod := range pods.Items {
+		if pod.Spec.NodeName != "" && pod.DeletionTimestamp == nil {
+			byNode[pod.Spec.NodeName]++
+		}
+	}
+	var nodes corev1.NodeList
+	if err := i.Client.List(ctx, &nodes); err != nil {
+		return finding{}, err
+	}
+	switch {
+	case len(pods.Items) < 2:
+		return skipped("there are no two replicas"), nil
+	case len(byNode) > 1:
+		return ok("%d nodes", len(byNode)), nil
+	case len(nodes.Items) == 1:
+		return skipped("the cluster has one node"), nil
+	}
+	return warning("all of them run on the same node"), nil
+}
+
+func (i *Installation) configuration(ctx context.Context) (finding, error) {
+	var m corev1.ConfigMap
+	if err := i.Client.Get(ctx, i.key(), &m); apierrors.IsNotFound(err) {
+		return failed("there is no ConfigMap %s", i.key()), nil
+	} else if err != nil {
+		return finding{}, err
+	}
+	c, err := config.FromConfigMap(&m)
+	if err != nil {
+		return failed("%v", err), nil
+	}
+	i.config = &c
+	if c.Enforcement != config.EnforcementDeny {
+		return warning("enforcement is %s", c.Enforcement), nil
+	}
+	return ok("enforcement %s, injection %s, retries %s, foreignAccess %s", c.Enforcement, c.Injection, c.Retries, c.ForeignAccess), nil
+}
+
+// settings are those of the installation, or the default if they can not be read.
+func (i *Installation) settings() config.Configuration {
+	if i.config == nil {
+		return config.Default()
+	}
+	return *i.config
+}
+
+// secret is where the serving certificate is, and whether solepod makes it.
+func (i *Installation) secret(ctx context.Context) (secret string, own bool, err error) {
+	var d appsv1.Deployment
+	if err := i.Client.Get(ctx, i.key(), &d); err != nil {
+		return "", false, err
+	}
+	for _, arg := range d.Spec.Template.Spec.Containers[0].Args {
+		if secret, found := strings.CutPrefix(arg, "--cert-secret="); found {
+			return secret, true, nil
+		}
+	}
+	for _, volume := range d.Spec.Template.Spec.Volumes {
+		if volume.Secret != nil {
+			return volume.Secret.SecretName, false, nil
+		}
+	}
+	return "", false, errors.New("the Deployment names no Secret with certificates")
+}
+
+// rbac asks what solepod's ServiceAccount may do; for anybody but itself, that
+// is a SubjectAccessReview.
+func (i *Installation) rbac(ctx context.Context) (finding, error) {
+	type rule struct{ group, resource, namespace, name, verbs string }
+	rules := []rule{
+		{"", "pods", "", "", "get list watch"},
+		{"", "namespaces", "", "", "get list watch"},
+		{"", "serviceaccounts", "", "", "get list watch"},
+		{"events.k8s.io", "events", "", "", "create patch"},
+		{"coordination.k8s.io", "leases", i.Namespace, "", "create get list watch update delete"},
+	}
+	if i.settings().Retries == config.RetriesSupersede {
+		rules = append(rules, rule{"", "pods", "", "", "patch delete"})
+	}
+	if secret, own, err := i.secret(ctx); err == nil && own {
+		const group = "admissionregistration.k8s.io"
+		rules = append(rules, rule{"", "secrets", i.Namespace, secret, "get list watch update"},
+			rule{group, "mutatingwebhookconfigurations", "", name, "get list watch patch"},
+			rule{group, "validatingwebhookconfigurations", "", name, "get list watch patch"})
+	}
+	var missing []string
+	asked := 0
+	for _, r := range rules {
+		for verb := range strings.FieldsSeq(r.verbs) {
+			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+				User:   serviceaccount.MakeUsername(i.Namespace, name),
+				Groups: append(serviceaccount.MakeGroupNames(i.Namespace), "system:authenticated"),
+				ResourceAttributes: &authorizationv1.ResourceAttributes{
+					Namespace: r.namespace, Verb: verb, Group: r.group, Resource: r.resource, Name: r.name,
+				},
+			}}
+			if err := i.Client.Create(ctx, review); err != nil {
+				return finding{}, err
+			}
+			asked++
+			if !review.Status.Allowed {
+				missing = append(missing, verb+" "+r.resource)
+			}
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return failed("the ServiceAccount %s may not %s", i.key(), strings.Join(missing, ", ")), nil
+	}
+	return ok("%d permissions", asked), nil
+}

@@ -1,0 +1,285 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/agnivade/levenshtein"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/pager"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// each calls do with the metadata of all objects of a core kind, page by page.
+func (i *Installation) each(ctx context.Context, kind string, selector labels.Selector, do func(*metav1.PartialObjectMetadata)) error {
+	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		var list metav1.PartialObjectMetadataList
+		list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind + "List"))
+		return &list, i.Client.List(ctx, &list, &client.ListOptions{LabelSelector: selector, Limit: o.Limit, Continue: o.Continue})
+	})
+	return pages.EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
+		do(object.(*metav1.PartialObjectMetadata))
+		return nil
+	})
+}
+
+func (i *Installation) labels(ctx context.Context) (finding, error) {
+	key := i.settings().EnvironmentLabel
+	named := map[string]bool{}
+	var problems []string
+	for _, kind := range []string{"Namespace", "ServiceAccount"} {
+		err := i.each(ctx, kind, labels.Everything(), func(object *metav1.PartialObjectMetadata) {
+			where := kind + " " + strings.TrimPrefix(object.Namespace+"/"+object.Name, "/")
+			for label, value := range object.Labels {
+				switch {
+				case label == key && value == "":
+					problems = append(problems, fmt.Sprintf("%s of %s is empty", label, where))
+				case label == key:
+					named[value] = true
+				case resembles(label, key):
+					problems = append(problems, fmt.Sprintf("%s has the label %s: is %s meant?", where, label, key))
+				}
+			}
+		})
+		if err != nil {
+			return finding{}, err
+		}
+	}
+	for _, e := range i.settings().Environments {
+		if len(e.Users)+len(e.Groups)+len(e.ServiceAccounts) > 0 {
+			named[e.Name] = true
+		}
+	}
+	names := slices.Sorted(maps.Keys(named))
+	for j, a := range names {
+		for _, b := range names[j+1:] {
+			if letters(a) == letters(b) {
+				problems = append(problems, fmt.Sprintf("the environments %s and %s are different to solepod", a, b))
+			}
+		}
+	}
+	slices.Sort(problems)
+	switch {
+	case len(problems) > 0:
+		return warning("%s", strings.Join(problems, "; ")), nil
+	case len(names) == 0:
+		return warning("no namespace, and no ServiceAccount, has the label %s", key), nil
+	}
+	return ok("%s", strings.Join(names, ", ")), nil
+}
+
+// resembles tells whether somebody may have meant the key by this label.
+func resembles(label, key string) bool {
+	const typos = 2
+	return letters(label) == letters(key) || levenshtein.ComputeDistance(label, key) <= typos
+}
+
+func letters(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) {
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, s)
+}
+
+func taskPods() labels.Selector {
+	return labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True})
+}
+
+func (i *Installation) undeclared(ctx context.Context) (finding, error) {
+	key := i.settings().EnvironmentLabel
+	declared, stamped := map[string]bool{}, map[string]bool{}
+	none := map[string]int{} // by namespace
+	err := i.each(ctx, "Pod", taskPods(), func(object *metav1.PartialObjectMetadata) {
+		pod := taskpod.FromMeta(object, "")
+		switch environment := pod.Environment(key); {
+		case !pod.Guarded():
+		case environment == "":
+			none[pod.Namespace]++
+		case pod.Declares(key):
+			declared[environment] = true
+		default:
+			stamped[environment] = true
+		}
+	})
+	if err != nil {
+		return finding{}, err
+	}
+	var problems []string
+	for _, environment := range slices.Sorted(maps.Keys(stamped)) {
+		if !declared[environment] {
+			problems = append(problems, fmt.Sprintf("no pod of environment %s declares it", environment))
+		}
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(none)) {
+		problems = append(problems, fmt.Sprintf("%d task pods in namespace %s are of no environment", none[namespace], namespace))
+	}
+	switch {
+	case len(problems) > 0:
+		return warning("%s", strings.Join(problems, "; ")), nil
+	case len(declared) == 0:
+		return skipped("there are no task pods"), nil
+	}
+	return ok("%s", strings.Join(slices.Sorted(maps.Keys(declared)), ", ")), nil
+}
+
+// probe creates a task pod, in a dry run, in a namespace whose environment is
+// known. It returns the namespace's environment.
+func (i *Installation) probe(ctx context.Context, label string) (pod *corev1.Pod, environment string, err error) {
+	key := i.settings().EnvironmentLabel
+	var list corev1.NamespaceList
+	if err := i.Client.List(ctx, &list, client.HasLabels{key}); err != nil {
+		return nil, "", err
+	}
+	hooks, _, err := i.installed(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	list.Items = slices.DeleteFunc(list.Items, func(n corev1.Namespace) bool {
+		selector, err := metav1.LabelSelectorAsSelector(hooks["guard.solepod.io"].namespaces)
+		return err != nil || !selector.Matches(labels.Set(n.Labels)) || n.DeletionTimestamp != nil || n.Labels[key] == ""
+	})
+	if len(list.Items) == 0 {
+		return nil, "", nil
+	}
+	namespace := list.Items[0]
+	pod = &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace.Name, GenerateName: "solepod-check-", Labels: map[string]string{
+			taskpod.LabelOperator: taskpod.True, taskpod.LabelDAG: "solepod-check", taskpod.LabelTask: "solepod-check",
+			taskpod.LabelRun: string(types.UID(fmt.Sprint(i.Now().UnixNano()))), taskpod.LabelTry: "1",
+		}},
+		Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever,
+			// As even the strictest namespace demands.
+			SecurityContext: &corev1.PodSecurityContext{
+				RunAsNonRoot: ptr.To(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			},
+			Containers: []corev1.Container{{
+				Name: "base", Image: "registry.k8s.io/pause",
+				Resources: corev1.ResourceRequirements{
+					Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m"), corev1.ResourceMemory: resource.MustParse("1Mi")},
+					Limits:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m"), corev1.ResourceMemory: resource.MustParse("1Mi")},
+				},
+				SecurityContext: &corev1.SecurityContext{
+					AllowPrivilegeEscalation: ptr.To(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+				},
+			}},
+		},
+	}
+	if label != "" {
+		pod.Labels[key] = label
+	}
+	return pod, namespace.Labels[key], i.Client.Create(ctx, pod, client.DryRunAll)
+}
+
+const noNamespace = "no namespace that solepod guards has the environment label"
+
+func (i *Installation) stamp(ctx context.Context) (finding, error) {
+	injection := i.settings().Injection
+	if injection == config.InjectionOff {
+		return skipped("injection is Off"), nil
+	}
+	pod, environment, err := i.probe(ctx, "")
+	switch {
+	case pod == nil && err == nil:
+		return skipped(noNamespace), nil
+	case injection == config.InjectionRequire && apierrors.IsForbidden(err) && strings.Contains(err.Error(), string(policy.EnvironmentNotDeclared)):
+		return ok("denied in namespace %s, since injection is Require", pod.Namespace), nil
+	case pod == nil:
+		return finding{}, err
+	case err != nil:
+		return failed("in namespace %s: %v", pod.Namespace, err), nil
+	}
+	if got := pod.Labels[i.settings().EnvironmentLabel]; got != environment {
+		return failed("in namespace %s it got the environment %q, not %q", pod.Namespace, got, environment), nil
+	}
+	return ok("%s in namespace %s", environment, pod.Namespace), nil
+}
+
+func (i *Installation) guard(ctx context.Context) (finding, error) {
+	if enforcement := i.settings().Enforcement; enforcement != config.EnforcementDeny {
+		return skipped("enforcement is %s", enforcement), nil
+	}
+	pod, _, err := i.probe(ctx, "solepod-check")
+	switch {
+	case pod == nil && err == nil:
+		return skipped(noNamespace), nil
+	case pod == nil:
+		return finding{}, err
+	case err == nil:
+		return failed("in namespace %s it was admitted", pod.Namespace), nil
+	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), string(policy.EnvironmentMismatch)):
+		return ok("%s in namespace %s", policy.EnvironmentMismatch, pod.Namespace), nil
+	}
+	return failed("in namespace %s: %v", pod.Namespace, err), nil
+}
+
+func (i *Installation) leader(ctx context.Context) (finding, error) {
+	const late = time.Minute // leases last 15 s
+	var lease coordinationv1.Lease
+	if err := i.Client.Get(ctx, i.key(), &lease); apierrors.IsNotFound(err) {
+		return failed("there is no Lease %s", i.key()), nil
+	} else if err != nil {
+		return finding{}, err
+	}
+	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil {
+		return failed("nobody holds the Lease %s", i.key()), nil
+	}
+	if age := i.Now().Sub(lease.Spec.RenewTime.Time); age > late {
+		return failed("%s renewed the Lease %s %s ago", *lease.Spec.HolderIdentity, i.key(), age.Round(time.Second)), nil
+	}
+	// It ends with a UID that says nothing.
+	leader, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
+	return ok("%s", leader), nil
+}
+
+// lingering is how long a claim may stay when its pods are gone; a leader needs
+// little more than [claim.InFlight].
+const lingering = 5 * claim.InFlight
+
+func (i *Installation) claims(ctx context.Context) (finding, error) {
+	var leases coordinationv1.LeaseList
+	if err := i.Client.List(ctx, &leases, client.InNamespace(i.Namespace), client.HasLabels{claim.Label}); err != nil {
+		return finding{}, err
+	}
+	pods := map[types.UID]bool{}
+	if err := i.each(ctx, "Pod", taskPods(), func(object *metav1.PartialObjectMetadata) { pods[object.UID] = true }); err != nil {
+		return finding{}, err
+	}
+	old := func(h claim.Holder) bool { return i.Now().Sub(h.ClaimedAt.Time) > lingering }
+	var orphans, broken []string
+	for j := range leases.Items {
+		_, holders, readable := claim.Inspect(&leases.Items[j])
+		if !readable {
+			broken = append(broken, leases.Items[j].Name)
+		} else if !slices.ContainsFunc(holders, func(h claim.Holder) bool { return pods[h.UID] || !old(h) }) {
+			orphans = append(orphans, leases.Items[j].Name)
+		}
+	}
+	switch {
+	case len(broken) > 0:
+		return warning("%d of %d can not be read, %s for one", len(broken), len(leases.Items), broken[0]), nil
+	case len(orphans) > 0:
+		return warning("%d of %d have no pod, %s for one", len(orphans), len(leases.Items), orphans[0]), nil
+	}
+	return ok("%d", len(leases.Items)), nil
+}

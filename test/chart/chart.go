@@ -1,0 +1,52 @@
+// Package chart runs Helm with solepod's chart.
+package chart
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"github.com/solepod/solepod/test/controlplane"
+)
+
+// Release is the name that the tests install under, and Namespace where to.
+const (
+	Release   = "solepod"
+	Namespace = "solepod-system"
+)
+
+// Module is Helm itself; the Makefile renders the manifests with the same.
+const Module = "helm.sh/helm/v4/cmd/helm@v4.3.1"
+
+// Helm runs helm in the root of the repository and returns what it prints. The
+// kubeconfig may be empty for what needs no cluster.
+func Helm(ctx context.Context, kubeconfig string, args ...string) ([]byte, error) {
+	root, err := controlplane.Repository(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "go", append([]string{"run", Module}, args...)...)
+	cmd.Dir = root
+	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+kubeconfig)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("helm %s: %w\n%s", strings.Join(args, " "), err, stderr.Bytes())
+	}
+	return out, nil
+}
+
+// Path is the chart's folder, from the root of the repository.
+const Path = "manifests/chart"
+
+// Render returns the manifests of an installation with values, each key=value.
+func Render(ctx context.Context, values ...string) ([]byte, error) {
+	args := []string{"template", Release, Path, "--namespace=" + Namespace, "--set=namespace.create=true"}
+	for _, value := range values {
+		args = append(args, "--set="+value)
+	}
+	return Helm(ctx, "", args...)
+}
