@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,10 +17,19 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "solepod:", err)
-		os.Exit(1) //nolint:gocritic // nothing is left to stop
+	os.Exit(exitCode(newCommand().ExecuteContext(ctx), os.Stderr)) //nolint:gocritic // nothing is left to stop
+}
+
+// exitCode is 1 if what was looked for was found, and 2 for any other error.
+func exitCode(err error, stderr io.Writer) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errFound):
+		return 1
 	}
+	fmt.Fprintln(stderr, "solepod:", err)
+	return 2
 }
 
 func newCommand() *cobra.Command {
@@ -28,6 +39,6 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(newServeCommand(), newVersionCommand())
+	cmd.AddCommand(newServeCommand(), newCheckCommand(), newAuditCommand(), newReclaimCommand(), newVersionCommand())
 	return cmd
 }

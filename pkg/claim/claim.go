@@ -333,3 +333,11 @@ func repair(now time.Time, seen []sighting, pods []taskpod.Pod, environmentLabel
 	}
 	return holders, wait
 }
+
+// Inspect reads a claim for those who only look. It is not ok if it can not be
+// read; the identity is zero if the claim is not named by it.
+func Inspect(lease *coordinationv1.Lease) (id taskpod.Identity, holders []Holder, ok bool) {
+	id, _ = identityOf(lease)
+	holders, ok = read(lease, time.Time{})
+	return id, holders, ok
+}

@@ -125,6 +125,8 @@ type Reconciler struct {
 	// Gone reports whether a pod has been seen and is no more.
 	Gone func(types.UID) bool
 	Now  func() time.Time
+	// Metrics may be nil.
+	Metrics *Metrics
 }
 
 const (
@@ -255,14 +257,18 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	next, wait := repair(now, seen, pods, r.Settings.EnvironmentLabel)
 	switch {
 	case intact && slices.Equal(next, holders):
-		return wait, nil
 	case len(next) == 0:
-		return 0, r.remove(ctx, &lease)
+		err = r.remove(ctx, &lease)
+	default:
+		if err := write(&lease, id, next, r.Settings.EnvironmentLabel); err != nil {
+			return 0, err
+		}
+		err = save(ctx, r.API, &lease)
 	}
-	if err := write(&lease, id, next, r.Settings.EnvironmentLabel); err != nil {
-		return 0, err
+	if err == nil {
+		r.Metrics.repaired(name, seen, next)
 	}
-	return wait, save(ctx, r.API, &lease)
+	return wait, err
 }
 
 // sight finds the pods of holders in the cache, and asks the API server for

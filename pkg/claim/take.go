@@ -39,6 +39,8 @@ type Claims struct {
 	// Patience is how long Take waits for a pod in flight to appear, or to be told
 	// that it has come and gone, before it denies.
 	Patience time.Duration
+	// Metrics may be nil.
+	Metrics *Metrics
 
 	after func(time.Duration) <-chan time.Time // nil for time.After
 }
@@ -50,7 +52,9 @@ type Claims struct {
 // It answers within the deadline of ctx: with a denial if others are creating
 // pods of this task faster than it can look, with an error of status 503 if
 // the API server does not answer, or the claim is full.
-func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
+func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (d policy.Decision, err error) {
+	began := time.Now()
+	defer func() { c.Metrics.took(began, d, err) }()
 	id, ok := n.Pod.Identity()
 	if !ok {
 		return policy.Decision{Allowed: true}, nil

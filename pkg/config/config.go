@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -181,9 +182,19 @@ func Load(path string) (Configuration, error) {
 	if err != nil {
 		return Configuration{}, fmt.Errorf("reading the configuration: %w", err)
 	}
-	c, err := parse(content)
+	c, err := Parse(content)
 	if err != nil {
 		return Configuration{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// FromConfigMap is the configuration of an installation by the chart.
+func FromConfigMap(m *corev1.ConfigMap) (Configuration, error) {
+	const file = "config.yaml"
+	c, err := Parse([]byte(m.Data[file]))
+	if err != nil {
+		return c, fmt.Errorf("%s of ConfigMap %s/%s: %w", file, m.Namespace, m.Name, err)
 	}
 	return c, nil
 }
@@ -197,7 +208,8 @@ func (c Configuration) String() string {
 	return string(line)
 }
 
-func parse(content []byte) (Configuration, error) {
+// Parse is Load for the content of a file.
+func Parse(content []byte) (Configuration, error) {
 	var c Configuration
 	if err := yaml.UnmarshalStrict(content, &c); err != nil {
 		return Configuration{}, err

@@ -34,7 +34,7 @@ func TestLoad(t *testing.T) {
 }
 
 func TestEnvironments(t *testing.T) {
-	c, err := parse([]byte(head + `
+	c, err := Parse([]byte(head + `
 environments:
   - name: old
     users: [airflow@example.com]
@@ -65,7 +65,7 @@ func TestAccessEnforcement(t *testing.T) {
 		"enforcement: Audit\n": EnforcementAudit,
 		"enforcement: Warn\nforeignAccess: Audit\n": EnforcementAudit,
 	} {
-		c, err := parse([]byte(head + content))
+		c, err := Parse([]byte(head + content))
 		if got := c.AccessEnforcement(); err != nil || got != want {
 			t.Errorf("%q: %s, %v", content, got, err)
 		}
@@ -75,7 +75,7 @@ func TestAccessEnforcement(t *testing.T) {
 // YAML 1.1 reads an unquoted Off as false.
 func TestOffNeedsNoQuotes(t *testing.T) {
 	for _, off := range []string{"Off", `"Off"`} {
-		c, err := parse([]byte(head + "injection: " + off + "\nforeignAccess: " + off + "\n"))
+		c, err := Parse([]byte(head + "injection: " + off + "\nforeignAccess: " + off + "\n"))
 		if err != nil || c.Injection != InjectionOff || c.ForeignAccess != ForeignAccessOff {
 			t.Errorf("%s: %q, %q, %v", off, c.Injection, c.ForeignAccess, err)
 		}
@@ -83,7 +83,7 @@ func TestOffNeedsNoQuotes(t *testing.T) {
 }
 
 func TestDefaults(t *testing.T) {
-	empty, err := parse([]byte(head))
+	empty, err := Parse([]byte(head))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestErrorsNameFieldValueAndCure(t *testing.T) {
 		"":  {"apiVersion: Unsupported value"},
 		"]": {"yaml"},
 	} {
-		_, err := parse([]byte(content))
+		_, err := Parse([]byte(content))
 		if err == nil {
 			t.Errorf("%q: no error", content)
 			continue

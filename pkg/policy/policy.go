@@ -43,6 +43,16 @@ func (s Settings) separable(environment string) bool {
 	return s.SelectorIncludesLabels
 }
 
+// SelectorLabel is what [taskpod.Pod.Selector] is to be asked with for a pod of
+// an environment: the environment label, or "" where Airflow does not select by
+// it.
+func (s Settings) SelectorLabel(environment string) string {
+	if !s.separable(environment) {
+		return ""
+	}
+	return s.EnvironmentLabel
+}
+
 // Requester is who sent the request.
 type Requester struct {
 	// Username is the authenticated name; it is made safe before it is shown.

@@ -2,22 +2,20 @@ package webhook
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"slices"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
-	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/retire"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -126,23 +124,17 @@ func validate(pod taskpod.Pod) error {
 	return nil
 }
 
-// supersede tells Airflow that it is done with the pods, and deletes them,
-// each only if it is still the very pod that was decided on.
+// supersede retires the pods of earlier tries.
 func (g *Guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 	for _, pod := range pods {
-		object := environment.Object("Pod")
-		object.Namespace, object.Name = pod.Namespace, pod.Name
-		mark := fmt.Appendf(nil, `{"metadata":{"uid":%q,"labels":{%q:%q}}}`, pod.UID, taskpod.LabelChecked, taskpod.True)
-		err := g.superseder.Patch(ctx, object, client.RawPatch(types.MergePatchType, mark))
-		if err == nil {
-			err = g.superseder.Delete(ctx, object, client.Preconditions{UID: &pod.UID})
-		}
-		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-			continue // it is gone, or another pod now: superseded before, or ended by itself
+		err := retire.Pod(ctx, g.superseder, pod, "", "superseded by a later try")
+		if errors.Is(err, retire.ErrChanged) {
+			continue // superseded before, or ended by itself
 		}
 		if err != nil {
-			return fmt.Errorf("superseding pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			return err
 		}
+		g.enforcer.counters.superseded.Inc()
 		ctrllog.FromContext(ctx).Info("Superseded", "pod", pod.Name, "podUID", pod.UID)
 	}
 	return nil

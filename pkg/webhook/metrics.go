@@ -19,6 +19,7 @@ const (
 // counters count decisions.
 type counters struct {
 	decisions, foreign *prometheus.CounterVec
+	superseded         prometheus.Counter
 	// environments keeps the number of time series bounded: whoever may create
 	// pods may put any environment on them.
 	environments bounded
@@ -34,12 +35,16 @@ func newCounters() *counters {
 			Name: "solepod_foreign_access_total",
 			Help: "Requests of one environment for a pod of another. verdict tells whether they were stopped.",
 		}, []string{"from", "to", "operation", "verdict"}),
+		superseded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "solepod_pods_superseded_total",
+			Help: "Pods of earlier tries that were marked and deleted for a later one.",
+		}),
 		environments: bounded{limit: 100},
 	}
 }
 
 func (c *counters) register(registry prometheus.Registerer) error {
-	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign))
+	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign), registry.Register(c.superseded))
 }
 
 // bounded passes on the first values that it meets, and tells the rest as other.

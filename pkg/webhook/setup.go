@@ -47,9 +47,10 @@ func CacheOptions(namespace string) cache.Options {
 	}
 }
 
-// hook serves a handler, with what identifies a review on each of its log lines.
-func hook(handler admission.Handler) http.Handler {
-	return withDeadline(onlyV1(&admission.Webhook{
+// hook serves a handler until ctx ends, with what identifies a review on each of
+// its log lines.
+func hook(ctx context.Context, handler admission.Handler) http.Handler {
+	return withGoodbye(ctx, withDeadline(onlyV1(&admission.Webhook{
 		Handler: handler,
 		LogConstructor: func(base logr.Logger, req *admission.Request) logr.Logger {
 			if req == nil {
@@ -58,7 +59,19 @@ func hook(handler admission.Handler) http.Handler {
 			return base.WithValues("operation", req.Operation, "namespace", req.Namespace, "name", req.Name,
 				"user", req.UserInfo.Username, "uid", req.UID)
 		},
-	}))
+	})))
+}
+
+// withGoodbye closes connections after an answer, once ctx has ended. A server
+// that is stopped closes those that are idle, perhaps just when a review is on
+// its way on one of them, which then is lost.
+func withGoodbye(ctx context.Context, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // withDeadline gives a review nine tenths of the time for which its sender
@@ -81,15 +94,16 @@ func withDeadline(next http.Handler) http.Handler {
 const maxTimeout = 30 * time.Second
 
 // Setup registers the hooks, the caches they read, the claims' reconciler and
-// the readiness checks with a manager that was made with CacheOptions. It returns a function that
-// reports whether the caches are filled.
+// the readiness checks with a manager that was made with CacheOptions. The
+// manager may outlive ctx, after which API servers are asked to go elsewhere.
+// It returns a function that reports whether the caches are filled.
 func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration) (synced func() bool, err error) {
 	for index, keys := range claim.Indexes() {
 		if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), index, keys); err != nil {
 			return nil, fmt.Errorf("indexing pods: %w", err)
 		}
 	}
-	gone := claim.NewGone()
+	gone, fresh := claim.NewGone(), newFreshness(time.Now)
 	var informers []cache.Informer
 	for _, kind := range []string{"Pod", "Namespace", "ServiceAccount"} {
 		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
@@ -102,6 +116,8 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			}
 		}
 		informers = append(informers, informer)
+		// All of them are client-go's.
+		fresh.watch(kind, informer.(versioned))
 	}
 	synced = func() bool {
 		for _, informer := range informers {
@@ -119,17 +135,17 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	if err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
+	counters, claimMetrics := newCounters(), claim.NewMetrics()
+	if err := errors.Join(counters.register(metrics.Registry), metrics.Registry.Register(claimMetrics), metrics.Registry.Register(fresh)); err != nil {
+		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
 	reconciler := &claim.Reconciler{
-		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now,
+		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now, Metrics: claimMetrics,
 	}
 	if err := reconciler.SetupWithManager(mgr, gone); err != nil {
 		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
 	}
 
-	counters := newCounters()
-	if err := counters.register(metrics.Registry); err != nil {
-		return nil, fmt.Errorf("registering metrics: %w", err)
-	}
 	reviewer := reviewer{
 		counters: counters,
 		onError:  cfg.OnError,
@@ -143,18 +159,18 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	}
 	recorder := mgr.GetEventRecorder("solepod")
 	server := mgr.GetWebhookServer()
-	server.Register(StampPath, hook(&Stamp{
+	server.Register(StampPath, hook(ctx, &Stamp{
 		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
 	}))
 	pods := podReader{cache: mgr.GetCache(), live: api}
-	server.Register(GuardPath, hook(&Guard{
+	server.Register(GuardPath, hook(ctx, &Guard{
 		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(), pods: pods, now: time.Now,
-		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration},
+		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics},
 		superseder: api,
 	}))
 	failOpen := reviewer
 	failOpen.onError = config.OnErrorAllow
-	server.Register(AccessPath, hook(&Access{
+	server.Register(AccessPath, hook(ctx, &Access{
 		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(),
 		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
 	}))

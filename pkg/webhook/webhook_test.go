@@ -125,7 +125,7 @@ func post(t *testing.T, handler admission.Handler, body []byte) *admissionv1.Adm
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body))
 	req.Header.Set("Content-Type", "application/json")
 	answer := httptest.NewRecorder()
-	hook(handler).ServeHTTP(answer, req)
+	hook(req.Context(), handler).ServeHTTP(answer, req)
 	var out admissionv1.AdmissionReview
 	if err := json.Unmarshal(answer.Body.Bytes(), &out); err != nil || out.Response == nil {
 		t.Fatalf("no answer: %v: %s", err, answer.Body)
@@ -412,5 +412,40 @@ func TestNotesAreShort(t *testing.T) {
 	}
 	if short := shorten("x"); short != "x" {
 		t.Error(short)
+	}
+}
+
+// From SIGTERM on, each answer is the last one on its connection.
+func TestGoodbye(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	handler := withGoodbye(ctx, http.NotFoundHandler())
+	for _, want := range []string{"", "close"} {
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/guard", nil))
+		if got := answer.Header().Get("Connection"); got != want {
+			t.Errorf("Connection: %q, want %q", got, want)
+		}
+		stop()
+	}
+}
+
+type informer string
+
+func (i *informer) LastSyncResourceVersion() string { return string(*i) }
+
+func TestFreshness(t *testing.T) {
+	now := time.Unix(1000, 0)
+	fresh := newFreshness(func() time.Time { return now })
+	pods := informer("1")
+	fresh.watch("Pod", &pods)
+	for _, step := range []struct {
+		version informer
+		want    int64
+	}{{"1", 1060}, {"1", 1060}, {"2", 1180}, {"2", 1180}} {
+		now, pods = now.Add(time.Minute), step.version
+		if got := fresh.last()["Pod"].Unix(); got != step.want {
+			t.Errorf("at %d: last heard of at %d, want %d", now.Unix(), got, step.want)
+		}
 	}
 }

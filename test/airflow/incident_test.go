@@ -444,7 +444,7 @@ func TestKilledWorker(t *testing.T) {
 			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
 				options := guard.Options{Config: r.config("")}
 				if supersede {
-					options = guard.Options{Config: r.config("retries: Supersede\n"), Manifests: []string{"supersede.yaml"}}
+					options = guard.Options{Config: r.config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
 				}
 				guard.Run(t, plane, options)
 				for _, reattach := range []string{"True", "False"} {

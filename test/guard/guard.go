@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -33,12 +32,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/solepod/solepod/pkg/webhook"
+	"github.com/solepod/solepod/test/chart"
 	"github.com/solepod/solepod/test/controlplane"
 )
 
 // Namespace and account are the shipped ones.
 const (
-	Namespace = "solepod-system"
+	Namespace = chart.Namespace
 	account   = "solepod"
 )
 
@@ -51,8 +51,14 @@ type Options struct {
 	// Replicas is how many processes there are; 0 for one. Several are called
 	// in turn, one after another for each review.
 	Replicas int
-	// Manifests are shipped manifests to apply beside install.yaml.
-	Manifests []string
+	// Values are of the chart, key=value, for what its defaults do not give:
+	// the right to supersede pods is one.
+	Values []string
+	// Direct has the replicas call the API server directly, so that DropAPI can
+	// not be used, and nothing is slower than it is.
+	Direct bool
+	// Args are further ones of solepod serve.
+	Args []string
 }
 
 // Guard is solepod, running.
@@ -79,19 +85,27 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	if err != nil {
 		return nil, err
 	}
-	const install = "install.yaml"
-	for _, name := range append([]string{install}, o.Manifests...) {
-		if err := apply(ctx, plane, filepath.Join(root, "manifests", name)); err != nil {
-			return nil, fmt.Errorf("applying %s: %w", name, err)
+	manifests := filepath.Join(root, "manifests", "install.yaml")
+	if len(o.Values) > 0 {
+		rendered, err := chart.Render(ctx, o.Values...)
+		if err != nil {
+			return nil, err
+		}
+		manifests = filepath.Join(plane.Dir, "rendered.yaml")
+		if err := os.WriteFile(manifests, rendered, 0o600); err != nil {
+			return nil, err
 		}
 	}
-	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{filepath.Join(root, "manifests", install)}}}
+	if err := apply(ctx, plane, manifests); err != nil {
+		return nil, fmt.Errorf("applying %s: %w", manifests, err)
+	}
+	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifests}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.Stop())
 		}
 	}()
-	address, err := freeAddress(ctx)
+	address, err := controlplane.FreeAddress(ctx, "127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +125,9 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		return nil, err
 	}
 
-	// One for all guards of a control plane: it is linked only once.
-	binary := filepath.Join(plane.Dir, "solepod")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/solepod")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building solepod: %w\n%s", err, out)
+	binary, err := Binary(ctx, plane)
+	if err != nil {
+		return nil, err
 	}
 	if o.Identity == nil {
 		if o.Identity, err = plane.ServiceAccount(ctx, Namespace, account); err != nil {
@@ -126,7 +137,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	for i := range max(o.Replicas, 1) {
 		own := address
 		if o.Replicas > 1 { // the balancer has the common address
-			if own, err = freeAddress(ctx); err != nil {
+			if own, err = controlplane.FreeAddress(ctx, "127.0.0.1"); err != nil {
 				return nil, err
 			}
 		}
@@ -152,10 +163,31 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	return g, err
 }
 
+// Binary builds solepod, once for all uses with a control plane.
+func Binary(ctx context.Context, plane *controlplane.ControlPlane) (string, error) {
+	root, err := controlplane.Repository(ctx)
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(plane.Dir, "solepod")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/solepod")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building solepod: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
 // Run starts a guard for a test, installs it, and stops it when the test has
 // ended. The log of a failed test's guard is in the test's log.
 func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 	t.Helper()
+	// go test heeds what a result depends on only while tests run. The control
+	// plane is started before, so that the result of another version would be
+	// taken from the cache.
+	if _, err := controlplane.Build(t.Context(), io.Discard, controlplane.KubeAPIServer); err != nil {
+		t.Fatal(err)
+	}
 	g, err := Start(t.Context(), plane, o)
 	if err != nil {
 		t.Fatal(err)
@@ -324,20 +356,4 @@ func apply(ctx context.Context, plane *controlplane.ControlPlane, manifest strin
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}
 	}
-}
-
-// freeAddress finds a port on which nobody listens, below those that the
-// system gives to connections: one of those might be taken before it is used.
-func freeAddress(ctx context.Context) (string, error) {
-	const lowest, count, attempts = 20000, 10000, 100
-	var last error
-	for range attempts {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+rand.IntN(count))) //nolint:gosec // no secret
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if err == nil {
-			return address, listener.Close()
-		}
-		last = err
-	}
-	return "", fmt.Errorf("finding a free port: %w", last)
 }

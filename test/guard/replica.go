@@ -46,7 +46,7 @@ func newReplica(ctx context.Context, binary, dir, address, certDir string, o Opt
 	r := &Replica{Address: address, log: filepath.Join(dir, "log")}
 	for _, free := range []*string{&r.HealthAddress, &r.MetricsAddress} {
 		var err error
-		if *free, err = freeAddress(ctx); err != nil {
+		if *free, err = controlplane.FreeAddress(ctx, "127.0.0.1"); err != nil {
 			return nil, err
 		}
 	}
@@ -58,7 +58,9 @@ func newReplica(ctx context.Context, binary, dir, address, certDir string, o Opt
 		return nil, err
 	}
 	identity := rest.CopyConfig(o.Identity)
-	identity.Host = "https://" + r.api.Addr().String()
+	if !o.Direct {
+		identity.Host = "https://" + r.api.Addr().String()
+	}
 	kubeconfig := filepath.Join(dir, "kubeconfig")
 	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
 		return r, err
@@ -83,6 +85,7 @@ func newReplica(ctx context.Context, binary, dir, address, certDir string, o Opt
 		}
 		r.args = append(r.args, "--config="+config)
 	}
+	r.args = append(r.args, o.Args...)
 	return r, nil
 }
 
@@ -104,6 +107,11 @@ func (r *Replica) Ready(ctx context.Context) error {
 // Metrics reads /metrics.
 func (r *Replica) Metrics(ctx context.Context) ([]byte, error) {
 	return get(ctx, "http://"+r.MetricsAddress+"/metrics")
+}
+
+// AuditPage is the page that Options.Args must have asked for.
+func (r *Replica) AuditPage(ctx context.Context) ([]byte, error) {
+	return get(ctx, "http://"+r.MetricsAddress+"/audit")
 }
 
 // WaitReady waits until Ready, and fails if the process ends before.

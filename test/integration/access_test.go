@@ -84,6 +84,12 @@ func TestAccessTable(t *testing.T) {
 		{"labels through the status", "alpha x", "production", func(w *world, c client.Client, pod *corev1.Pod) error {
 			return c.Status().Patch(w.t.Context(), pod, merge(`{"metadata":{"labels":{"run_id":"other"}}}`))
 		}, foreign},
+		{"foreign resize", "alpha x", "production", func(w *world, c client.Client, pod *corev1.Pod) error {
+			return c.SubResource("resize").Patch(w.t.Context(), pod, merge(`{}`))
+		}, foreign},
+		{"foreign ephemeral container", "alpha x", "production", func(w *world, c client.Client, pod *corev1.Pod) error {
+			return c.SubResource("ephemeralcontainers").Patch(w.t.Context(), pod, merge(`{"spec":{"ephemeralContainers":[{"name":"e","image":"e"}]}}`))
+		}, foreign},
 		{"foreign exec", "alpha x", "production", func(w *world, _ client.Client, pod *corev1.Pod) error {
 			return connect(w.t.Context(), w.config(w.prefix+"-production", "airflow"), pod)
 		}, foreign},
@@ -96,7 +102,9 @@ func TestAccessTable(t *testing.T) {
 			}
 			w.grant("alpha", "pods", "deletecollection")
 			w.grant("production", "pods", "deletecollection")
-			w.grant("production", "pods/status", "patch")
+			for _, resource := range []string{"pods/status", "pods/resize", "pods/ephemeralcontainers"} {
+				w.grant("production", resource, "patch")
+			}
 			owner, line, _ := strings.Cut(row.pod, " ")
 			pod := w.mustCreate(clients[owner], line)
 			if got := reasonIn(row.do(w, clients[row.who], pod.DeepCopy())); got != row.want {
@@ -113,7 +121,7 @@ func TestAccessTable(t *testing.T) {
 // grant lets an environment's Airflow do more than Airflow's chart does.
 func (w *world) grant(environment, resource, verb string) {
 	w.t.Helper()
-	name := environment + "-" + verb
+	name := environment + "-" + verb + "-" + strings.ReplaceAll(resource, "/", "-")
 	role := &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: name},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{resource}, Verbs: []string{verb}}},

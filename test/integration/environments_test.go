@@ -1,13 +1,11 @@
 package integration
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -120,13 +118,7 @@ func TestOldProvider(t *testing.T) {
 
 // The rows of the table on retries, superseding.
 func TestSupersede(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + "retries: Supersede\n", Manifests: []string{"supersede.yaml"}})
-	t.Cleanup(func() {
-		binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "solepod-supersede"}}
-		if err := plane.Admin.Delete(context.WithoutCancel(t.Context()), binding); err != nil {
-			t.Error(err)
-		}
-	})
+	guard.Run(t, plane, guard.Options{Config: header + "retries: Supersede\n", Values: []string{"config.retries=Supersede"}})
 	for i, row := range []struct {
 		name     string
 		existing string // environment, pod

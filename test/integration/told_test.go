@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -39,6 +40,26 @@ func TestDenialsAreTold(t *testing.T) {
 			}
 			if len(events) != 1 || events[0].Type != corev1.EventTypeWarning || !strings.Contains(events[0].Note, want) {
 				return fmt.Errorf("%s: %+v", reason, events)
+			}
+		}
+		return nil
+	})
+	// A line in the log, and an annotation in the API server's audit log, for each.
+	log := read(t, g.Log)
+	for line, want := range map[string]int{
+		`level=INFO msg=Denied .*operation=CREATE namespace=told-jobs name=y .*reason=DuplicateEnvironment code=403`: 3,
+		`level=INFO msg=Denied .*operation=DELETE namespace=told-jobs name=x .*reason=ForeignEnvironment code=403`:   4,
+		`level=DEBUG.* msg=Admitted .*operation=CREATE namespace=told-jobs name=x `:                                  1,
+	} {
+		if got := len(regexp.MustCompile(line).FindAllString(log, -1)); got != want {
+			t.Errorf("%d lines of %s, want %d, in\n%s", got, line, want, log)
+		}
+	}
+	eventually(t, func() error {
+		audited := read(t, plane.AuditLog)
+		for _, want := range []string{`"guard.solepod.io/reason":"DuplicateEnvironment"`, `"access.solepod.io/reason":"ForeignEnvironment"`} {
+			if !strings.Contains(audited, want) {
+				return fmt.Errorf("no %s in the audit log", want)
 			}
 		}
 		return nil

@@ -1,15 +1,12 @@
 package race
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -146,17 +143,11 @@ func TestRetries(t *testing.T) {
 	})
 	t.Run("Supersede", func(t *testing.T) {
 		if mayDelete(t) {
-			t.Error("solepod may delete pods without manifests/supersede.yaml")
+			t.Error("solepod may delete pods without retries: Supersede")
 		}
 		g := guard.Run(t, plane, guard.Options{
-			Replicas: replicas, Manifests: []string{"supersede.yaml"},
+			Replicas: replicas, Values: []string{"config.retries=Supersede"},
 			Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nretries: Supersede\n",
-		})
-		t.Cleanup(func() {
-			binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "solepod-supersede"}}
-			if err := plane.Admin.Delete(context.WithoutCancel(t.Context()), binding); err != nil {
-				t.Error(err)
-			}
 		})
 		got, live := retry(t, "retries-supersede")
 		if got.admitted != 1 || got.other != 0 || fmt.Sprint(live) != "[try 2]" {

@@ -1,0 +1,495 @@
+// Package audit tells what is the matter with the task pods in a cluster now:
+// which of them Airflow can not tell apart, which were left behind, and which
+// of those can be removed. Scan is pure; Collect reads the cluster, and Reclaim
+// removes what is safe to remove.
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// Options of a scan.
+type Options struct {
+	// Settings are those of the installation.
+	Settings policy.Settings
+	// Namespaces and Environments are the only ones reported on; empty for all.
+	Namespaces, Environments []string
+	// OlderThan is how long ago a pod must have ended to be a leftover: Airflow
+	// needs a moment to look at it, and to mark it.
+	OlderThan time.Duration
+	// Now is the time from which ages are counted.
+	Now time.Time
+}
+
+// Pod is a task pod, with what metadata alone do not tell.
+type Pod struct {
+	taskpod.Pod
+	// Ended is when the last container ended; zero for a live pod.
+	Ended time.Time
+	// Retired is true for a pod that solepod has begun to remove.
+	Retired bool
+	// ResourceVersion is the pod's when it was read.
+	ResourceVersion string
+}
+
+// Claim is one, as it is read.
+type Claim struct {
+	Name     string
+	Identity taskpod.Identity
+	Holders  []claim.Holder
+	// Unreadable is true for one that solepod can not read.
+	Unreadable bool
+}
+
+// Cluster is what is scanned.
+type Cluster struct {
+	Pods []Pod
+	// Claims is nil where solepod is not installed.
+	Claims []Claim
+	// Known are the environments that labels or the configuration name.
+	Known map[string]bool
+}
+
+// Ref is a pod in a report.
+type Ref struct {
+	Namespace   string    `json:"namespace"`
+	Name        string    `json:"name"`
+	UID         types.UID `json:"uid"`
+	Environment string    `json:"environment,omitempty"`
+	Declared    bool      `json:"declared"`
+	Phase       string    `json:"phase"`
+	Try         string    `json:"try,omitempty"`
+	Created     time.Time `json:"created"`
+	// Ended is when a finished pod ended.
+	Ended *time.Time `json:"ended,omitempty"`
+	DAG   string     `json:"dag"`
+	Task  string     `json:"task"`
+	Run   string     `json:"run"`
+	// MapIndex is set for the pods of mapped tasks.
+	MapIndex string `json:"mapIndex,omitempty"`
+}
+
+// Collision is a set of pods of which an Airflow finds several when it looks
+// for one.
+type Collision struct {
+	Namespace string `json:"namespace"`
+	DAG       string `json:"dag"`
+	Task      string `json:"task"`
+	Run       string `json:"run"`
+	MapIndex  string `json:"mapIndex,omitempty"`
+	// Pods are the oldest first.
+	Pods []Ref `json:"pods"`
+	// Environments are those of the pods, "" for unknown.
+	Environments []string `json:"environments"`
+	// Consequences say what Airflow's operator will do.
+	Consequences []Consequence `json:"consequences"`
+}
+
+// Consequence is what the operator of some providers does.
+type Consequence struct {
+	// Providers are versions of apache-airflow-providers-cncf-kubernetes.
+	Providers string `json:"providers"`
+	Effect    string `json:"effect"`
+}
+
+// Finding is a pod that should not be there, and why.
+type Finding struct {
+	Ref
+	Reason Reason `json:"reason"`
+	// Detail is the reason in words.
+	Detail string `json:"detail"`
+	// Safe says that reclaim removes it without being asked by name.
+	Safe bool `json:"safe"`
+
+	pod *Pod
+}
+
+// Reason says why a pod should not be there.
+type Reason string
+
+// The values of Reason.
+const (
+	// Leftover: it has ended, and Airflow has not looked at it since.
+	Leftover Reason = "Leftover"
+	// SupersededTry: the same environment has a pod of a later try.
+	SupersededTry Reason = "SupersededTry"
+	// UnknownEnvironment: no namespace, ServiceAccount or configuration names
+	// its environment any more.
+	UnknownEnvironment Reason = "UnknownEnvironment"
+)
+
+// Environment sums up the pods of one.
+type Environment struct {
+	// Name is "" for the pods of none.
+	Name     string `json:"name"`
+	Live     int    `json:"live"`
+	Finished int    `json:"finished"`
+	Declared int    `json:"declared"`
+	Stamped  int    `json:"stamped"`
+	// Collisions, Leftovers and Orphans are those that its pods take part in.
+	Collisions int `json:"collisions"`
+	Leftovers  int `json:"leftovers"`
+	Orphans    int `json:"orphans"`
+}
+
+// Undeclared says that no pod of the environment declares it, so that none of
+// its tasks can run beside another environment's.
+func (e Environment) Undeclared() bool {
+	return e.Name != "" && e.Declared == 0 && e.Live+e.Finished > 0
+}
+
+// Report is what a scan has found.
+type Report struct {
+	Time         time.Time     `json:"time"`
+	Pods         int           `json:"pods"`
+	Environments []Environment `json:"environments"`
+	Collisions   []Collision   `json:"collisions"`
+	// Leftovers have ended; Orphans are live.
+	Leftovers []Finding `json:"leftovers"`
+	Orphans   []Finding `json:"orphans"`
+	// ClaimsWithoutPods and PodsWithoutClaims are what the leader mends within
+	// a minute; nil where solepod is not installed.
+	ClaimsWithoutPods []string `json:"claimsWithoutPods,omitempty"`
+	PodsWithoutClaims []Ref    `json:"podsWithoutClaims,omitempty"`
+	UnreadableClaims  []string `json:"unreadableClaims,omitempty"`
+	// InFlight are pods that were admitted and are not there yet.
+	InFlight []InFlight `json:"inFlight,omitempty"`
+}
+
+// InFlight is a pod that was admitted and is not there yet.
+type InFlight struct {
+	Claim       string    `json:"claim"`
+	Namespace   string    `json:"namespace"`
+	Pod         string    `json:"pod"`
+	Environment string    `json:"environment,omitempty"`
+	ClaimedAt   time.Time `json:"claimedAt"`
+}
+
+// Found tells whether there is anything that somebody should look at.
+func (r *Report) Found() bool {
+	return len(r.Collisions)+len(r.Leftovers)+len(r.Orphans)+len(r.ClaimsWithoutPods)+len(r.PodsWithoutClaims)+len(r.UnreadableClaims) > 0
+}
+
+// Scan reports on a cluster.
+func Scan(c Cluster, o Options) Report {
+	r := Report{Time: o.Now, Environments: []Environment{}, Collisions: []Collision{}, Leftovers: []Finding{}, Orphans: []Finding{}}
+	environments := map[string]*Environment{}
+	environment := func(name string) *Environment {
+		if environments[name] == nil {
+			environments[name] = &Environment{Name: name}
+		}
+		return environments[name]
+	}
+	var pods []*Pod
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		if !p.Guarded() || !wants(p.Namespace, o.Namespaces) {
+			continue
+		}
+		pods = append(pods, p)
+		if o.includes(p) {
+			r.Pods++
+			environment(p.Environment(o.Settings.EnvironmentLabel)).count(p, o.Settings.EnvironmentLabel)
+		}
+	}
+	slices.SortFunc(pods, byTask)
+	for family := range chunks(pods, func(id taskpod.Identity) taskpod.Identity { return id.AnyIndex() }) {
+		for _, collision := range collisions(family, o) {
+			r.Collisions = append(r.Collisions, collision)
+			for _, name := range collision.Environments {
+				if environments[name] != nil {
+					environments[name].Collisions++
+				}
+			}
+		}
+	}
+	for same := range chunks(pods, func(id taskpod.Identity) taskpod.Identity { return id }) {
+		for _, p := range same {
+			f, found := find(p, same, c.Known, o)
+			switch {
+			case !found || !o.includes(p):
+			case p.Finished():
+				r.Leftovers = append(r.Leftovers, f)
+				environment(f.Environment).Leftovers++
+			default:
+				r.Orphans = append(r.Orphans, f)
+				environment(f.Environment).Orphans++
+			}
+		}
+	}
+	if c.Claims != nil {
+		r.claims(c, o)
+	}
+	for _, name := range slices.Sorted(maps.Keys(environments)) {
+		r.Environments = append(r.Environments, *environments[name])
+	}
+	r.sort()
+	return r
+}
+
+// byTask orders pods by their task, those without a map index first, and those
+// of the same task by their age.
+func byTask(a, b *Pod) int {
+	x, _ := a.Identity()
+	y, _ := b.Identity()
+	return cmp.Or(
+		cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.DAG, y.DAG), cmp.Compare(x.Task, y.Task),
+		cmp.Compare(x.RunLabel, y.RunLabel), cmp.Compare(x.Run, y.Run), compareMapped(x, y), cmp.Compare(x.MapIndex, y.MapIndex),
+		byAge(a, b),
+	)
+}
+
+func compareMapped(x, y taskpod.Identity) int {
+	switch {
+	case x.Mapped == y.Mapped:
+		return 0
+	case y.Mapped:
+		return -1
+	}
+	return 1
+}
+
+func byAge(a, b *Pod) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name)) }
+
+// chunks are the sections of sorted pods that have the same key.
+func chunks(pods []*Pod, key func(taskpod.Identity) taskpod.Identity) iter.Seq[[]*Pod] {
+	return func(yield func([]*Pod) bool) {
+		for len(pods) > 0 {
+			first, _ := pods[0].Identity()
+			end := slices.IndexFunc(pods, func(p *Pod) bool {
+				id, _ := p.Identity()
+				return key(id) != key(first)
+			})
+			if end < 0 {
+				end = len(pods)
+			}
+			if !yield(pods[:end]) {
+				return
+			}
+			pods = pods[end:]
+		}
+	}
+}
+
+func wants(value string, wanted []string) bool {
+	return len(wanted) == 0 || slices.Contains(wanted, value)
+}
+
+func (o Options) includes(p *Pod) bool {
+	return wants(p.Namespace, o.Namespaces) && wants(p.Environment(o.Settings.EnvironmentLabel), o.Environments)
+}
+
+func (e *Environment) count(p *Pod, label string) {
+	if p.Finished() {
+		e.Finished++
+	} else {
+		e.Live++
+	}
+	switch {
+	case p.Declares(label):
+		e.Declared++
+	case e.Name != "":
+		e.Stamped++
+	}
+}
+
+func (o Options) ref(p *Pod) Ref {
+	id, _ := p.Identity()
+	ref := Ref{
+		Namespace: p.Namespace, Name: p.Name, UID: p.UID,
+		Environment: p.Environment(o.Settings.EnvironmentLabel), Declared: p.Declares(o.Settings.EnvironmentLabel),
+		Phase: cmp.Or(string(p.Phase), "Unknown"), Try: p.Labels[taskpod.LabelTry], Created: p.Created,
+		DAG: id.DAG, Task: id.Task, Run: id.Run, MapIndex: id.MapIndex,
+	}
+	if p.Deleting {
+		ref.Phase = "Terminating"
+	}
+	if !p.Ended.IsZero() {
+		ref.Ended = &p.Ended
+	}
+	return ref
+}
+
+// collisions are the sets of pods that the Airflow of a live one finds when it
+// looks for it, among the pods of a task, mapped or not. To Airflow it makes no
+// difference that a pod has ended.
+func collisions(family []*Pod, o Options) []Collision {
+	var out []Collision
+	grouped := map[*Pod]bool{}
+	add := func(p *Pod, candidates []*Pod) {
+		if p.Finished() || p.Checked() || grouped[p] {
+			return
+		}
+		selector := p.Selector(o.Settings.SelectorLabel(p.Environment(o.Settings.EnvironmentLabel)))
+		var found []*Pod
+		for _, x := range candidates {
+			if !x.Deleting && selector.Matches(labels.Set(x.Labels)) {
+				found = append(found, x)
+			}
+		}
+		if len(found) < 2 || !slices.ContainsFunc(found, o.includes) {
+			return
+		}
+		for _, x := range found {
+			grouped[x] = true
+		}
+		slices.SortFunc(found, byAge)
+		out = append(out, o.collision(p, found))
+	}
+	for same := range chunks(family, func(id taskpod.Identity) taskpod.Identity { return id }) {
+		candidates := same
+		if id, _ := same[0].Identity(); !id.Mapped {
+			candidates = family // the unmapped, which come first, find all
+		}
+		if len(candidates) < 2 {
+			continue
+		}
+		for _, p := range same {
+			add(p, candidates)
+		}
+	}
+	return out
+}
+
+func (o Options) collision(of *Pod, found []*Pod) Collision {
+	ref := o.ref(of)
+	c := Collision{
+		Namespace: ref.Namespace, DAG: ref.DAG, Task: ref.Task, Run: ref.Run, MapIndex: ref.MapIndex,
+		Consequences: consequences(found),
+	}
+	environments := map[string]bool{}
+	for _, x := range found {
+		c.Pods = append(c.Pods, o.ref(x))
+		environments[x.Environment(o.Settings.EnvironmentLabel)] = true
+	}
+	c.Environments = slices.Sorted(maps.Keys(environments))
+	return c
+}
+
+// consequences are read off the provider's source, version by version; those of
+// the table in README.md were seen with the real ones.
+func consequences(pods []*Pod) []Consequence {
+	newest, older := pods[len(pods)-1].Name, "the others"
+	if len(pods) == 2 {
+		older = pods[0].Name
+	}
+	const crash = "the task that looks for its pod crashes (More than one pod running with labels), and its pod stays behind"
+	return []Consequence{
+		{"3.0.0 to 8.3.0", crash},
+		{"8.3.1 and newer, reattach_on_restart=True", crash},
+		{"8.3.1 and newer, reattach_on_restart=False", fmt.Sprintf("the task that looks takes %s for its pod, and marks and deletes %s", newest, older)},
+	}
+}
+
+// find says whether a pod should not be there, beside those of the same task.
+func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool) {
+	label := o.Settings.EnvironmentLabel
+	f := Finding{Ref: o.ref(p), pod: p}
+	if p.Deleting {
+		return f, false // it goes
+	}
+	if p.Checked() && !p.Retired {
+		return f, false // Airflow is done with it, and has kept it on purpose
+	}
+	if later, superseded := laterTry(p, same, label); superseded {
+		f.Reason, f.Safe = SupersededTry, p.Finished()
+		f.Detail = fmt.Sprintf("%s is of try %s", later.Name, later.Labels[taskpod.LabelTry])
+		return f, true
+	}
+	if p.Finished() {
+		ago := o.Now.Sub(p.Ended)
+		if ago < o.OlderThan {
+			return f, false
+		}
+		f.Reason, f.Safe = Leftover, true
+		f.Detail = fmt.Sprintf("it ended %s ago, and Airflow has not marked it as checked", duration.HumanDuration(ago))
+		return f, true
+	}
+	if environment := p.Environment(label); environment != "" && known != nil && !known[environment] {
+		f.Reason, f.Detail = UnknownEnvironment, fmt.Sprintf("nothing names the environment %s any more", environment)
+		return f, true
+	}
+	return f, false
+}
+
+// laterTry is the pod of the latest try of the same task and environment, if
+// that is another one.
+func laterTry(p *Pod, same []*Pod, label string) (*Pod, bool) {
+	best, found := p, false
+	for _, x := range same {
+		if x.Environment(label) != p.Environment(label) {
+			continue
+		}
+		try, numbered := x.Try()
+		if latest, ok := best.Try(); numbered && ok && try > latest {
+			best, found = x, true
+		}
+	}
+	return best, found
+}
+
+// claims compares claims and pods. Of what is younger than a claim may be in
+// flight, nothing can be said.
+func (r *Report) claims(c Cluster, o Options) {
+	pods, held := map[types.UID]bool{}, map[types.UID]bool{}
+	for _, p := range c.Pods {
+		pods[p.UID] = true
+	}
+	for _, claimed := range c.Claims {
+		if claimed.Unreadable {
+			r.UnreadableClaims = append(r.UnreadableClaims, claimed.Name)
+			continue
+		}
+		there := false
+		for _, h := range claimed.Holders {
+			held[h.UID] = true
+			young := o.Now.Sub(h.ClaimedAt.Time) < settled
+			there = there || pods[h.UID] || young
+			if young && !pods[h.UID] && !h.Mark && wants(claimed.Identity.Namespace, o.Namespaces) && wants(h.Environment, o.Environments) {
+				r.InFlight = append(r.InFlight, InFlight{
+					Claim: claimed.Name, Namespace: claimed.Identity.Namespace, Pod: h.Pod, Environment: h.Environment, ClaimedAt: h.ClaimedAt.Time,
+				})
+			}
+		}
+		if !there && wants(claimed.Identity.Namespace, o.Namespaces) && len(o.Environments) == 0 {
+			r.ClaimsWithoutPods = append(r.ClaimsWithoutPods, claimed.Name)
+		}
+	}
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		if p.Guarded() && !p.Checked() && !held[p.UID] && o.includes(p) && o.Now.Sub(p.Created) >= settled {
+			r.PodsWithoutClaims = append(r.PodsWithoutClaims, o.ref(p))
+		}
+	}
+}
+
+// settled is after which time the leader has dropped a claim without a pod, and
+// written one for a pod without.
+const settled = 2 * claim.InFlight
+
+func (r *Report) sort() {
+	byPod := func(a, b Ref) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	}
+	slices.SortFunc(r.Collisions, func(a, b Collision) int { return byPod(a.Pods[0], b.Pods[0]) })
+	for _, findings := range [][]Finding{r.Leftovers, r.Orphans} {
+		slices.SortFunc(findings, func(a, b Finding) int { return byPod(a.Ref, b.Ref) })
+	}
+	slices.SortFunc(r.PodsWithoutClaims, byPod)
+	slices.SortFunc(r.InFlight, func(a, b InFlight) int { return cmp.Or(a.ClaimedAt.Compare(b.ClaimedAt), cmp.Compare(a.Pod, b.Pod)) })
+	slices.Sort(r.ClaimsWithoutPods)
+	slices.Sort(r.UnreadableClaims)
+}

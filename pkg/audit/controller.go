@@ -1,0 +1,73 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/util/wait"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+// Controller reclaims what is left over, again and again, on the leader. It is
+// a manager.Runnable and a prometheus.Collector.
+type Controller struct {
+	source    Source
+	options   Options
+	reclaimer Reclaimer
+	reclaimed *prometheus.CounterVec
+}
+
+// NewController returns a Controller that has not started. Its Client and
+// Limiter are those of r.
+func NewController(s Source, o Options, r Reclaimer) *Controller {
+	return &Controller{s, o, r, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "solepod_pods_reclaimed_total",
+		Help: "Pods that were left over, by the reason for which they were removed, and by the outcome: Reclaimed, Changed (left alone) or Failed.",
+	}, []string{"reason", "outcome"})}
+}
+
+// Describe implements prometheus.Collector.
+func (c *Controller) Describe(ch chan<- *prometheus.Desc) { c.reclaimed.Describe(ch) }
+
+// Collect implements prometheus.Collector.
+func (c *Controller) Collect(ch chan<- prometheus.Metric) { c.reclaimed.Collect(ch) }
+
+// rescan is how often the pods of a cluster are listed for leftovers, unless
+// these are to be younger.
+const rescan = 5 * time.Minute
+
+// Start implements manager.Runnable.
+func (c *Controller) Start(ctx context.Context) error {
+	log := ctrllog.FromContext(ctx).WithName("reclaim")
+	every := min(rescan, max(c.options.OlderThan/2, time.Second))
+	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
+		if err := c.once(ctrllog.IntoContext(ctx, log)); err != nil && ctx.Err() == nil {
+			log.Error(err, "Could not reclaim")
+		}
+	}, every, 0.1, false)
+	return nil
+}
+
+func (c *Controller) once(ctx context.Context) error {
+	cluster, err := c.source.Collect(ctx)
+	if err != nil {
+		return err
+	}
+	options := c.options
+	options.Now = time.Now()
+	report := Scan(cluster, options)
+	reclaimer := c.reclaimer
+	reclaimer.Done = func(r Result) {
+		c.reclaimed.WithLabelValues(string(r.Reason), string(r.Outcome)).Inc()
+		values := []any{"namespace", r.Namespace, "pod", r.Name, "podUID", r.UID, "environment", r.Environment, "reason", r.Reason, "detail", r.Detail, "outcome", r.Outcome}
+		if r.Outcome == Failed {
+			ctrllog.FromContext(ctx).Error(fmt.Errorf("%s", r.Error), "Could not reclaim", values...)
+		} else {
+			ctrllog.FromContext(ctx).Info("Reclaimed", values...)
+		}
+	}
+	_, err = reclaimer.Reclaim(ctx, report.Reclaimable())
+	return err
+}

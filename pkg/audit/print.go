@@ -1,0 +1,179 @@
+package audit
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/duration"
+	"sigs.k8s.io/yaml"
+)
+
+// JSON prints a report for programs.
+func (r *Report) JSON(w io.Writer) error { return printJSON(w, r) }
+
+// YAML prints a report for programs.
+func (r *Report) YAML(w io.Writer) error { return printYAML(w, r) }
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
+}
+
+func printYAML(w io.Writer, v any) error {
+	out, err := yaml.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(out)
+	return err
+}
+
+// few is how many rows of each kind Table shows.
+const few = 10
+
+// Table prints a report for people, on about one screen.
+func (r *Report) Table(w io.Writer) error { return r.print(w, few) }
+
+// Wide prints a report for people, and all of it.
+func (r *Report) Wide(w io.Writer) error { return r.print(w, 0) }
+
+// print prints a report; most is how many rows of each kind, 0 for all.
+func (r *Report) print(w io.Writer, most int) error {
+	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), most}
+	p.line("%d task pods, %d collisions, %d leftovers, %d orphans", r.Pods, len(r.Collisions), len(r.Leftovers), len(r.Orphans))
+	if len(r.Environments) > 0 {
+		p.section("ENVIRONMENT", "LIVE", "FINISHED", "DECLARED", "COLLISIONS", "LEFTOVERS", "ORPHANS")
+		for _, e := range r.Environments {
+			p.row(cmp.Or(e.Name, "<unknown>"), e.Live, e.Finished, fmt.Sprintf("%d of %d", e.Declared, e.Live+e.Finished), e.Collisions, e.Leftovers, e.Orphans)
+		}
+	}
+	for i, c := range r.Collisions {
+		if p.enough(i, len(r.Collisions), "collisions") {
+			break
+		}
+		p.line("\nCOLLISION of task %s", c.task())
+		p.pods("  ", r.Time, c.Pods)
+		p.line("  What Airflow will do, by version of its provider cncf.kubernetes:")
+		for _, x := range c.Consequences {
+			p.row("  "+x.Providers, x.Effect)
+		}
+	}
+	p.findings("LEFTOVER", "leftovers", r.Time, r.Leftovers)
+	p.findings("ORPHAN", "orphans", r.Time, r.Orphans)
+	if len(r.PodsWithoutClaims) > 0 {
+		p.line("\nPODS WITHOUT CLAIM: the leader has not adopted them")
+		p.pods("", r.Time, r.PodsWithoutClaims)
+	}
+	p.list("CLAIM WITHOUT POD", "claims without pods", r.ClaimsWithoutPods)
+	p.list("UNREADABLE CLAIM", "unreadable claims", r.UnreadableClaims)
+	var undeclared []string
+	for _, e := range r.Environments {
+		if e.Undeclared() {
+			undeclared = append(undeclared, e.Name)
+		}
+	}
+	if len(undeclared) > 0 {
+		p.line("\nNo pod of %s declares its environment: a task that runs in two of them at once is denied in one.", strings.Join(undeclared, ", "))
+	}
+	if !r.Found() {
+		p.line("\nNothing is the matter.")
+	}
+	return p.Flush()
+}
+
+func (c *Collision) task() string {
+	index := ""
+	if c.MapIndex != "" {
+		index = ", map index " + c.MapIndex
+	}
+	return fmt.Sprintf("%s of DAG %s, run %s%s, in namespace %s", c.Task, c.DAG, c.Run, index, c.Namespace)
+}
+
+// printer keeps the first error, which Flush returns, as a tabwriter does.
+type printer struct {
+	*tabwriter.Writer
+
+	most int
+}
+
+func (p printer) line(format string, args ...any) {
+	// Lines without tabs end the columns above them.
+	fmt.Fprintf(p, format+"\n", args...)
+}
+
+func (p printer) section(headings ...any) {
+	p.line("")
+	p.row(headings...)
+}
+
+func (p printer) row(cells ...any) {
+	texts := make([]string, len(cells))
+	for i, cell := range cells {
+		texts[i] = fmt.Sprint(cell)
+	}
+	fmt.Fprintln(p, strings.Join(texts, "\t"))
+}
+
+// enough tells of what is left out, when enough has been shown.
+func (p printer) enough(shown, of int, what string) bool {
+	if p.most == 0 || shown < p.most {
+		return false
+	}
+	p.line("... and %d more %s, which -o wide shows", of-shown, what)
+	return true
+}
+
+func (p printer) pods(indent string, now time.Time, pods []Ref) {
+	p.row(indent+"NAMESPACE", "NAME", "ENVIRONMENT", "DECLARED", "PHASE", "TRY", "AGE")
+	for i, x := range pods {
+		if p.enough(i, len(pods), "pods") {
+			return
+		}
+		p.row(indent+x.Namespace, x.Name, cmp.Or(x.Environment, "<unknown>"), yesNo(x.Declared), x.Phase, cmp.Or(x.Try, "-"), age(now, x.Created))
+	}
+}
+
+func (p printer) findings(heading, plural string, now time.Time, findings []Finding) {
+	if len(findings) == 0 {
+		return
+	}
+	p.section(heading, "NAMESPACE", "ENVIRONMENT", "PHASE", "AGE", "REASON", "DETAIL", "RECLAIM")
+	for i, f := range findings {
+		if p.enough(i, len(findings), plural) {
+			return
+		}
+		reclaim := "by name"
+		if f.Safe {
+			reclaim = "yes"
+		}
+		p.row(f.Name, f.Namespace, cmp.Or(f.Environment, "<unknown>"), f.Phase, age(now, f.Created), f.Reason, f.Detail, reclaim)
+	}
+}
+
+func (p printer) list(heading, plural string, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	p.section(heading)
+	for i, name := range names {
+		if p.enough(i, len(names), plural) {
+			return
+		}
+		p.row(name)
+	}
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func age(now, then time.Time) string { return duration.HumanDuration(now.Sub(then)) }

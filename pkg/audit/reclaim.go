@@ -1,0 +1,159 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/flowcontrol"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/retire"
+)
+
+// Asked is the reason for what somebody asked to be removed by its name.
+const Asked Reason = "Asked"
+
+// Reclaimable are the findings that are removed without being asked for by name.
+func (r *Report) Reclaimable() []Finding {
+	var out []Finding
+	for _, f := range slices.Concat(r.Leftovers, r.Orphans) {
+		if f.Safe {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Named are the task pods of these names, live ones too. It fails if one of
+// them is not there, or no task pod.
+func (c Cluster) Named(names []types.NamespacedName, o Options) ([]Finding, error) {
+	found := map[types.NamespacedName]Finding{}
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		key := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+		if p.Guarded() && slices.Contains(names, key) {
+			found[key] = Finding{Ref: o.ref(p), Reason: Asked, Detail: "it was asked for by its name", pod: p}
+		}
+	}
+	var out []Finding
+	var errs []error
+	for _, name := range names {
+		f, ok := found[name]
+		if !ok {
+			errs = append(errs, fmt.Errorf("there is no task pod %s", name))
+			continue
+		}
+		out = append(out, f)
+	}
+	return out, errors.Join(errs...)
+}
+
+// Outcome is what has become of a finding.
+type Outcome string
+
+// The values of Outcome.
+const (
+	// Planned: it would be removed.
+	Planned Outcome = "Planned"
+	// Reclaimed: it is marked as checked and deleted.
+	Reclaimed Outcome = "Reclaimed"
+	// Changed: it is gone, or has changed since the scan, and was left alone.
+	Changed Outcome = "Changed"
+	// Failed: the API server has refused it.
+	Failed Outcome = "Failed"
+)
+
+// Result is a finding and what has become of it.
+type Result struct {
+	Finding
+
+	Outcome Outcome `json:"outcome"`
+	Error   string  `json:"error,omitempty"`
+}
+
+// Reclaimer removes what a scan has found.
+type Reclaimer struct {
+	// Client is nil for a dry run.
+	Client client.Writer
+	// Limiter bounds how many pods are removed in a second.
+	Limiter flowcontrol.RateLimiter
+	// Done hears of each result; nil for silence.
+	Done func(Result)
+}
+
+// Reclaim marks the pods as checked and deletes them, one after another, each
+// only if it is what it was when it was scanned. It can be interrupted at any
+// time, and done again: what is marked and not deleted is found by the next
+// scan. The error is that of ctx.
+func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) ([]Result, error) {
+	var results []Result
+	for _, f := range findings {
+		result := Result{Finding: f, Outcome: Planned}
+		if r.Client != nil {
+			if err := r.Limiter.Wait(ctx); err != nil {
+				return results, err
+			}
+			version := f.pod.ResourceVersion
+			if !f.pod.Finished() {
+				version = "" // live pods change all the time
+			}
+			err := retire.Pod(ctx, r.Client, f.pod.Pod, version, "reclaimed: "+string(f.Reason))
+			switch {
+			case err == nil:
+				result.Outcome = Reclaimed
+			case errors.Is(err, retire.ErrChanged):
+				result.Outcome = Changed
+			default:
+				result.Outcome, result.Error = Failed, err.Error()
+			}
+		}
+		results = append(results, result)
+		if r.Done != nil {
+			r.Done(result)
+		}
+	}
+	return results, ctx.Err()
+}
+
+// LeftoverAge is for how long a finished pod is Airflow's own business, unless
+// somebody knows better: as long as it may look for it.
+const LeftoverAge = time.Hour
+
+// ResultsTable prints results for people, with a summary.
+func ResultsTable(w io.Writer, results []Result) error {
+	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), 0}
+	if len(results) > 0 {
+		p.row("NAMESPACE", "NAME", "ENVIRONMENT", "PHASE", "REASON", "OUTCOME", "DETAIL")
+	}
+	counts := map[Outcome]int{}
+	for _, r := range results {
+		counts[r.Outcome]++
+		p.row(r.Namespace, r.Name, cmp.Or(r.Environment, "<unknown>"), r.Phase, r.Reason, r.Outcome, cmp.Or(r.Error, r.Detail))
+	}
+	switch {
+	case len(results) == 0:
+		p.line("There is nothing to reclaim.")
+	case counts[Planned] > 0:
+		p.line("\n%d pods would be reclaimed. Nothing has been done; --yes does it.", counts[Planned])
+	default:
+		p.line("\n%d pods: reclaimed %d, changed %d, failed %d", len(results), counts[Reclaimed], counts[Changed], counts[Failed])
+	}
+	return p.Flush()
+}
+
+// ResultsJSON prints results for programs.
+func ResultsJSON(w io.Writer, results []Result) error { return printJSON(w, resultList{results}) }
+
+// ResultsYAML prints results for programs.
+func ResultsYAML(w io.Writer, results []Result) error { return printYAML(w, resultList{results}) }
+
+type resultList struct {
+	Pods []Result `json:"pods"`
+}
