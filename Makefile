@@ -3,9 +3,15 @@
 GO            ?= go
 GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 REFERENCE     ?= $(GO) run github.com/elastic/crd-ref-docs@v0.3.0 --source-path=pkg/config --config=docs/templates/config.yaml --templates-dir=docs/templates --renderer=markdown --log-level=ERROR
+HELM          ?= $(GO) run helm.sh/helm/v4/cmd/helm@v4.3.1
+HELM_DOCS     ?= $(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root=manifests --log-level=error
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
-MODULES        = . test/controlplane/binaries
+VERSIONS      ?= $(notdir $(wildcard test/controlplane/binaries/1.*))
+PACKAGES      ?= ./test/integration
+MODULES        = . $(wildcard test/controlplane/binaries/1.*)
+IMAGE         ?= ghcr.io/solepod/solepod
+PLATFORMS     ?= linux/amd64 linux/arm64
 
 comma         := ,
 space         := $(subst ,, )
@@ -36,18 +42,72 @@ test-unit: ## Run the tests that need no control plane
 test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
+.PHONY: soak
+soak: controlplane ## Let tasks come and go for 20 minutes (SOAK) while replicas, certificates and the API server do
+	$(GO) test ./test/install -v -run 'TestSoak$$' -count=1 -timeout 2h -soak $(or $(SOAK),20m)
+
+.PHONY: bench
+bench: controlplane ## Compare creates with solepod, without, and with others (about 20 minutes; FLAGS=-help)
+	$(GO) test ./pkg/webhook -run '^$$' -bench . -benchmem
+	$(GO) run ./test/bench -json bin/bench.json -benchfmt bin/bench.txt $(FLAGS)
+
+.PHONY: test-versions
+test-versions: ## Run the integration tests on each version of Kubernetes: VERSIONS="1.34 1.37"
+	@test/controlplane/versions "$(VERSIONS)" $(PACKAGES)
+
 .PHONY: test-airflow
 test-airflow: controlplane ## Replay the incident with real Airflows, version by version (needs Python 3.11)
 	@for row in $(AIRFLOW); do echo "=== provider $$row"; "$$(test/airflow/environment $$row)" -m pytest -q -p no:cacheprovider test/airflow/policy || exit 1; done
 	$(GO) test -tags airflow ./test/airflow -v -timeout 60m -rows "$(subst $(space),$(comma),$(AIRFLOW))"
 
 .PHONY: controlplane
-controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there
+controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there (KUBERNETES_VERSION=1.34)
 	@$(GO) run ./test/controlplane/build >/dev/null
+
+# -buildvcs=auto puts the commit into the binary, whatever GOFLAGS say.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
+BINARIES  = $(foreach platform,$(PLATFORMS),bin/solepod-$(subst /,-,$(platform)))
+CYCLONEDX = $(GO) run -exec 'env GOOS=linux GOARCH=amd64 CGO_ENABLED=0' github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+# A storage of its own, so that nothing is left in the user's; vfs works everywhere.
+BUILDAH   = buildah --root $(CURDIR)/bin/buildah --runroot $(CURDIR)/bin/buildah/run --storage-driver vfs
+# All times in the image are the commit's, so that each build of it is the same.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .PHONY: build
 build: ## Build bin/solepod
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/solepod ./cmd/solepod
+	$(BUILD) -o bin/solepod ./cmd/solepod
+
+.PHONY: $(BINARIES)
+$(BINARIES): bin/solepod-%:
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) $(BUILD) -o $@ ./cmd/solepod
+
+.PHONY: buildah
+buildah:
+	@command -v buildah >/dev/null || { echo 'The image is built by buildah. On Debian: apt-get install -y --no-install-recommends buildah' >&2; exit 1; }
+
+.PHONY: image
+image: buildah $(BINARIES) ## Build bin/solepod-image.tar, an OCI archive of IMAGE for PLATFORMS (needs buildah)
+	@chmod -fR u+w bin/buildah; rm -rf bin/buildah bin/solepod-image.tar
+	@# One platform after the other: buildah would list them in any order.
+	for platform in $(PLATFORMS); do $(BUILDAH) build --quiet --isolation chroot --platform $$platform --manifest $(IMAGE):$(VERSION) \
+		--timestamp $(SOURCE_DATE_EPOCH) --identity-label=false \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) . || exit 1; done
+	$(BUILDAH) manifest push --quiet --all $(IMAGE):$(VERSION) oci-archive:bin/solepod-image.tar:$(IMAGE):$(VERSION)
+	@chmod -fR u+w bin/buildah; rm -rf bin/buildah
+
+.PHONY: test-image
+test-image: buildah controlplane ## Build the image twice, look into it and run it (needs buildah)
+	$(GO) test -tags image ./test/image -v -count=1 -timeout 20m
+
+.PHONY: test-page
+test-page: ## Look at the page of solepod audit with a browser (needs chromium)
+	@command -v chromium >/dev/null || { echo 'On Debian: apt-get install -y --no-install-recommends chromium' >&2; exit 1; }
+	$(GO) test -tags browser ./test/page -v -count=1
+
+.PHONY: sbom
+sbom: ## Write bin/solepod.cdx.json, which lists the modules in the image
+	@mkdir -p bin
+	$(CYCLONEDX) app -json -licenses -std -noserial -notimestamp -main cmd/solepod -output bin/solepod.cdx.json
 
 .PHONY: lint
 lint: ## Run golangci-lint
@@ -58,12 +118,25 @@ fmt: ## Format the code
 	$(GOLANGCI_LINT) fmt
 
 .PHONY: docs
-docs: ## Regenerate docs/configuration.md from the types
+docs: ## Regenerate docs/configuration.md and the chart's README
 	$(REFERENCE) --output-path=docs/configuration.md
+	$(HELM_DOCS)
+
+# $(call render,values) prints the manifests of an installation with these values.
+render = echo '\# Rendered from manifests/chart by make manifests.' && $(HELM) template solepod manifests/chart --namespace solepod-system --set namespace.create=true,$(1) | sed '/^\# Source: /d'
+
+.PHONY: manifests
+manifests: ## Regenerate manifests/install*.yaml from the chart
+	@( $(call render,certificates.mode=SelfSigned) ) > manifests/install.yaml
+	@( $(call render,certificates.mode=CertManager) ) > manifests/install-cert-manager.yaml
 
 .PHONY: verify
 verify: ## Fail if go.mod, go.sum, formatting or what is generated are not as they should be
 	@generated=$$(mktemp) && $(REFERENCE) --output-path=$$generated && diff -u docs/configuration.md $$generated && rm $$generated
+	@( $(call render,certificates.mode=SelfSigned) ) | diff -u manifests/install.yaml -
+	@( $(call render,certificates.mode=CertManager) ) | diff -u manifests/install-cert-manager.yaml -
+	@$(HELM_DOCS) --dry-run | diff -u manifests/chart/README.md -
+	$(HELM) lint --strict --quiet manifests/chart
 	@for module in $(MODULES); do (cd $$module && $(GO) mod tidy -diff && $(GO) mod verify >/dev/null) || exit 1; done
 	$(GOLANGCI_LINT) fmt --diff
-	$(GO) vet -tags airflow ./...
+	$(GO) vet -tags airflow,browser,image ./...

@@ -1,0 +1,128 @@
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/policy"
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// memory is a cache such as an informer keeps: what a decision costs without
+// anybody else's time.
+type memory struct {
+	client.Reader
+
+	namespaces map[string]*metav1.PartialObjectMetadata
+	pods       toolscache.Indexer
+}
+
+func newMemory(b *testing.B, pods int) *memory {
+	b.Helper()
+	indexers := toolscache.Indexers{}
+	for index, keys := range claim.Indexes() {
+		indexers[index] = func(object any) ([]string, error) { return keys(object.(client.Object)), nil }
+	}
+	m := &memory{pods: toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, indexers)}
+	alpha := environment.Object("Namespace")
+	alpha.Labels = map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}
+	m.namespaces = map[string]*metav1.PartialObjectMetadata{"airflow-alpha": alpha}
+	for i := range pods {
+		object := environment.Object("Pod")
+		object.ObjectMeta = taskPod(fmt.Sprint("pod-", i)).ObjectMeta
+		object.Labels["run_id"] = object.Name
+		if err := m.pods.Add(object); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return m
+}
+
+func (m *memory) Get(_ context.Context, key client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	if found, ok := m.namespaces[key.Name]; ok && key.Namespace == "" {
+		found.DeepCopyInto(into.(*metav1.PartialObjectMetadata))
+		return nil
+	}
+	return apierrors.NewNotFound(schema.GroupResource{}, key.Name)
+}
+
+func (m *memory) List(_ context.Context, list client.ObjectList, options ...client.ListOption) error {
+	var o client.ListOptions
+	o.ApplyOptions(options)
+	for _, by := range o.FieldSelector.Requirements() {
+		found, err := m.pods.ByIndex(by.Field, by.Value)
+		if err != nil {
+			return err
+		}
+		for _, object := range found {
+			list.(*metav1.PartialObjectMetadataList).Items = append(list.(*metav1.PartialObjectMetadataList).Items, *object.(*metav1.PartialObjectMetadata))
+		}
+	}
+	return nil
+}
+
+// granted is a claim that nobody contends for.
+type granted struct{}
+
+func (granted) Take(context.Context, policy.Submission, bool) (policy.Decision, error) {
+	return policy.Decision{Allowed: true}, nil
+}
+
+// typical is a task pod as Airflow's operator sends it: some ten KiB.
+func typical() *corev1.Pod {
+	pod := taskPod("typical")
+	container := corev1.Container{Name: "base", Image: "registry.example.org/team/job:1.2.3", Command: []string{"python", "-m", "job"}}
+	for i := range 40 {
+		container.Env = append(container.Env, corev1.EnvVar{Name: fmt.Sprint("SETTING_", i), Value: strings.Repeat("v", 100)})
+	}
+	pod.Spec = corev1.PodSpec{Containers: []corev1.Container{container, container}, Volumes: []corev1.Volume{{Name: "data"}}}
+	return pod
+}
+
+// BenchmarkDecision is a whole review without I/O, from the request's body to
+// the answer's.
+func BenchmarkDecision(b *testing.B) {
+	nowhere := client.Client(nil)
+	for _, pods := range []int{0, 50_000} {
+		m := newMemory(b, pods)
+		h := newHooks(m, nowhere, func(h *hooks) {
+			h.guard.claims = granted{}
+			h.guard.resolver.Live, h.stamp.resolver.Live = m, m
+		})
+		for _, hooked := range []struct {
+			name    string
+			handler admission.Handler
+		}{{"stamp", &h.stamp}, {"guard", &h.guard}} {
+			b.Run(fmt.Sprintf("%s/pods=%d", hooked.name, pods), func(b *testing.B) {
+				handler := hook(b.Context(), hooked.handler)
+				body := review(typical(), nil)
+				b.SetBytes(int64(len(body)))
+				b.ReportAllocs()
+				for b.Loop() {
+					req := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/?timeout=5s", bytes.NewReader(body))
+					req.Header.Set("Content-Type", "application/json")
+					answer := httptest.NewRecorder()
+					handler.ServeHTTP(answer, req)
+					if !strings.Contains(answer.Body.String(), `"allowed":true`) {
+						b.Fatal(answer.Body)
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,369 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/guard"
+)
+
+// path is what is asked for.
+type path struct {
+	name     string
+	variants []variant
+	// declared pods carry their environment; denied ones are another's.
+	declared, denied, dryRun bool
+	// once: it is measured with one client, on a quiet cluster.
+	once bool
+}
+
+func paths() []path {
+	return []path{
+		{name: "create", variants: []variant{none, noop, floor, solepod, naive}},
+		{name: "declared", variants: []variant{noop, floor, solepod}, declared: true, once: true},
+		{name: "denied", variants: []variant{noop, solepod, naive}, denied: true, once: true},
+		{name: "dry run", variants: []variant{noop, solepod}, dryRun: true, once: true},
+	}
+}
+
+// load is a row of the table.
+type load struct {
+	path    path
+	size    int  // pods that are there
+	clients int  // at once
+	busy    bool // other things are written meanwhile
+}
+
+func (l load) String() string {
+	quiet := "quiet"
+	if l.busy {
+		quiet = "busy"
+	}
+	return fmt.Sprintf("%s, %d pods, %d clients, %s", l.path.name, l.size, l.clients, quiet)
+}
+
+// samples are the latencies of a variant, in seconds, by turn.
+type samples [][]float64
+
+type row struct {
+	load    load
+	Load    string              `json:"load"`
+	Samples map[variant]samples `json:"-"`
+	Results map[variant]result  `json:"results"`
+	slice   time.Duration
+}
+
+type bench struct {
+	o        options
+	plane    *controlplane.ControlPlane
+	guard    *guard.Guard
+	airflows map[string]client.Client
+	sequence atomic.Int64
+	filled   int
+	memories []memory
+}
+
+const (
+	namespace = "bench-jobs"
+	// unrelated is how many other writes a second a busy cluster has.
+	unrelated = 50
+)
+
+func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, progress io.Writer) (_ *bench, err error) {
+	b := &bench{o: o, plane: plane, airflows: map[string]client.Client{}}
+	for _, name := range []string{namespace, "airflow-alpha", "airflow-production"} {
+		if err := plane.Admin.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range []string{"alpha", "production"} {
+		patch := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{"airflow-environment":%q}}}`, name))
+		object := environment.Object("Namespace")
+		object.Name = "airflow-" + name
+		if err := plane.Admin.Patch(ctx, object, patch); err != nil {
+			return nil, err
+		}
+		config, err := plane.Airflow(ctx, "airflow-"+name, "airflow", namespace)
+		if err != nil {
+			return nil, err
+		}
+		if b.airflows[name], err = newClient(config); err != nil {
+			return nil, err
+		}
+	}
+	fmt.Fprintln(progress, "starting solepod")
+	if b.guard, err = guard.Start(ctx, plane, guard.Options{Direct: true}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.stop())
+		}
+	}()
+	if err := b.guard.Install(ctx); err != nil {
+		return nil, err
+	}
+	if err := only(ctx, plane.Admin); err != nil {
+		return nil, err
+	}
+	others, err := startOthers(ctx, plane)
+	if err != nil {
+		return nil, err
+	}
+	if err := others.install(); err != nil {
+		return nil, err
+	}
+	// Until all are called: a create of each variant succeeds, and solepod's is
+	// stamped.
+	return b, wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		for _, v := range []variant{noop, floor, naive, solepod} {
+			pod := b.pod(path{}, v)
+			if err := b.airflows["alpha"].Create(ctx, pod, client.DryRunAll); err != nil {
+				return false, nil //nolint:nilerr // not yet
+			}
+			if _, stamped := pod.Labels["airflow-environment"]; stamped != (v == solepod) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+func newClient(config *rest.Config) (client.Client, error) {
+	config.QPS = -1
+	return client.New(config, client.Options{})
+}
+
+func (b *bench) stop() error {
+	return errors.Join(b.guard.Uninstall(context.Background()), b.guard.Stop())
+}
+
+// only has solepod's hooks hear of its own variant.
+func only(ctx context.Context, c client.Client) error {
+	var mutating admissionregistrationv1.MutatingWebhookConfiguration
+	var validating admissionregistrationv1.ValidatingWebhookConfiguration
+	key := client.ObjectKey{Name: "solepod"}
+	if err := errors.Join(c.Get(ctx, key, &mutating), c.Get(ctx, key, &validating)); err != nil {
+		return err
+	}
+	want := metav1.LabelSelectorRequirement{Key: label, Operator: metav1.LabelSelectorOpIn, Values: []string{string(solepod)}}
+	for i := range mutating.Webhooks {
+		mutating.Webhooks[i].ObjectSelector.MatchExpressions = append(mutating.Webhooks[i].ObjectSelector.MatchExpressions, want)
+	}
+	for i := range validating.Webhooks {
+		s := &validating.Webhooks[i].ObjectSelector
+		if *s == nil {
+			*s = &metav1.LabelSelector{}
+		}
+		(*s).MatchExpressions = append((*s).MatchExpressions, want)
+	}
+	return errors.Join(c.Update(ctx, &mutating), c.Update(ctx, &validating))
+}
+
+// pod is a new task's, as Airflow sends it.
+func (b *bench) pod(p path, v variant) *corev1.Pod {
+	n := strconv.FormatInt(b.sequence.Add(1), 10)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "task-" + n, Labels: map[string]string{
+			"kubernetes_pod_operator": "True", "dag_id": "bench", "task_id": "task-" + n, "run_id": "scheduled__2023-03-08T0130000000-77fa57adf", "try_number": "1",
+			label: string(v),
+		}},
+		Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "base", Image: "job"}}},
+	}
+	if p.declared {
+		pod.Labels["airflow-environment"] = "alpha"
+	}
+	if p.denied && v != noop {
+		pod.Labels["task_id"] = rival(v)
+	}
+	return pod
+}
+
+func rival(v variant) string { return "rival-of-" + string(v) }
+
+// fill creates pods until there are as many, and waits until solepod has
+// adopted them.
+func (b *bench) fill(ctx context.Context, size int) error {
+	var workers sync.WaitGroup
+	errs := make([]error, 32)
+	var next atomic.Int64
+	next.Store(int64(b.filled))
+	for w := range errs {
+		workers.Go(func() {
+			for errs[w] == nil && next.Add(1) <= int64(size) {
+				pod := b.pod(path{declared: true}, "fill")
+				errs[w] = b.plane.Admin.Create(ctx, pod)
+			}
+		})
+	}
+	workers.Wait()
+	b.filled = size
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return b.settled(ctx)
+}
+
+// settled waits until there are as many claims as pods that were filled in.
+func (b *bench) settled(ctx context.Context) error {
+	got := 0
+	err := wait.PollUntilContextTimeout(ctx, time.Second, 10*time.Minute, true, func(ctx context.Context) (bool, error) {
+		metrics, err := b.guard.Metrics(ctx)
+		if err != nil {
+			return false, err
+		}
+		got = 0
+		for _, match := range regexp.MustCompile(`(?m)^solepod_claims\{state="[a-z_]+"\} (\S+)$`).FindAllSubmatch(metrics, -1) {
+			n, err := strconv.ParseFloat(string(match[1]), 64)
+			if err != nil {
+				return false, err
+			}
+			got += int(n)
+		}
+		return got == b.filled, nil
+	})
+	if err != nil {
+		return fmt.Errorf("there are %d claims for %d pods: %w", got, b.filled, err)
+	}
+	return nil
+}
+
+// row measures: turn by turn, each variant in a random order, and then takes
+// away what was created.
+func (b *bench) row(ctx context.Context, l load) (row, error) {
+	r := row{load: l, Load: l.String(), Samples: map[variant]samples{}, slice: b.o.slice}
+	if l.path.denied {
+		for _, v := range l.path.variants {
+			pod := b.pod(l.path, v)
+			if err := b.airflows["alpha"].Create(ctx, pod); err != nil {
+				return r, err
+			}
+		}
+	}
+	if l.busy {
+		busy, stop := context.WithCancel(ctx)
+		defer stop()
+		go b.write(busy)
+	}
+	for turn := -1; turn < b.o.rounds; turn++ { // the first one warms up
+		for _, i := range rand.Perm(len(l.path.variants)) {
+			v := l.path.variants[i]
+			took, err := b.turn(ctx, l, v)
+			if err != nil {
+				return r, fmt.Errorf("%s: %w", v, err)
+			}
+			if turn >= 0 {
+				r.Samples[v] = append(r.Samples[v], took)
+			}
+		}
+	}
+	r.evaluate()
+	return r, b.clean(ctx, l)
+}
+
+// turn is a variant's: clients create pods, each one after another.
+func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) {
+	var workers sync.WaitGroup
+	took, errs := make([][]float64, l.clients), make([]error, l.clients)
+	end := time.Now().Add(b.o.slice)
+	for w := range l.clients {
+		workers.Go(func() {
+			for time.Now().Before(end) && errs[w] == nil {
+				pod := b.pod(l.path, v)
+				airflow := b.airflows["alpha"]
+				var options []client.CreateOption
+				if l.path.denied {
+					airflow = b.airflows["production"]
+				}
+				if l.path.dryRun {
+					options = append(options, client.DryRunAll)
+				}
+				began := time.Now()
+				err := airflow.Create(ctx, pod, options...)
+				took[w] = append(took[w], time.Since(began).Seconds())
+				if l.path.denied && v != noop {
+					if !apierrors.IsForbidden(err) {
+						errs[w] = fmt.Errorf("it was not denied: %w", err)
+					}
+				} else {
+					errs[w] = err
+				}
+			}
+		})
+	}
+	workers.Wait()
+	var all []float64
+	for _, some := range took {
+		all = append(all, some...)
+	}
+	return all, errors.Join(errs...)
+}
+
+// write is what else happens in a cluster.
+func (b *bench) write(ctx context.Context) {
+	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "unrelated"}}
+	_ = b.plane.Admin.Create(ctx, m) // it is there from the second time on
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		m.Data = map[string]string{"now": time.Now().String()}
+		m.ResourceVersion = ""
+		_ = b.plane.Admin.Update(ctx, m) // also when it is stopped
+	}, time.Second/unrelated)
+}
+
+func (b *bench) clean(ctx context.Context, l load) error {
+	for _, v := range l.path.variants {
+		err := b.plane.Admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(namespace), client.MatchingLabels{label: string(v)}, client.GracePeriodSeconds(0))
+		if err != nil {
+			return err
+		}
+	}
+	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(guard.Namespace), client.MatchingLabels{label: string(floor)}); err != nil {
+		return err
+	}
+	return b.settled(ctx)
+}
+
+// memory is what solepod takes when there are that many pods.
+type memory struct {
+	Pods int `json:"pods"`
+	// Resident is in bytes.
+	Resident int64 `json:"resident"`
+}
+
+func (b *bench) memory(progress io.Writer) error {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.guard.PID()))
+	if err != nil {
+		return err
+	}
+	match := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`).FindSubmatch(status)
+	if match == nil {
+		return fmt.Errorf("no VmRSS in %s", status)
+	}
+	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
+	if err != nil {
+		return err
+	}
+	b.memories = append(b.memories, memory{b.filled, kib << 10})
+	fmt.Fprintf(progress, "with %d pods solepod takes %d MiB\n", b.filled, kib>>10)
+	return nil
+}

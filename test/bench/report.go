@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"text/tabwriter"
+
+	"golang.org/x/perf/benchmath"
+)
+
+// result sums up the samples of a variant, in seconds.
+type result struct {
+	Creates int     `json:"creates"`
+	Median  float64 `json:"median"`
+	// MedianLow and MedianHigh enclose the median with 95 % confidence.
+	MedianLow  float64 `json:"medianLow"`
+	MedianHigh float64 `json:"medianHigh"`
+	P99        float64 `json:"p99"`
+	// PerSecond is how many creates succeeded in a second.
+	PerSecond float64 `json:"perSecond"`
+	// Ratio is the median beside the floor's (the no-op's where there is none),
+	// of the same turn, the median of all turns.
+	Ratio     float64 `json:"ratio"`
+	RatioLow  float64 `json:"ratioLow"`
+	RatioHigh float64 `json:"ratioHigh"`
+	RatioP99  float64 `json:"ratioP99"`
+}
+
+func quantile(sorted []float64, q float64) float64 {
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+func (r *row) base() variant {
+	if slices.Contains(r.load.path.variants, floor) {
+		return floor
+	}
+	return noop
+}
+
+func (r *row) evaluate() {
+	r.Results = map[variant]result{}
+	pooled := map[variant][]float64{}
+	for v, turns := range r.Samples {
+		all := slices.Concat(turns...)
+		slices.Sort(all)
+		pooled[v] = all
+	}
+	base := r.base()
+	for v, all := range pooled {
+		s := benchmath.AssumeNothing.Summary(benchmath.NewSample(all, &benchmath.DefaultThresholds), 0.95)
+		var ratios []float64
+		for i, turn := range r.Samples[v] {
+			ratios = append(ratios, median(turn)/median(r.Samples[base][i]))
+		}
+		ratio := benchmath.AssumeNothing.Summary(benchmath.NewSample(ratios, &benchmath.DefaultThresholds), 0.95)
+		for _, x := range []*benchmath.Summary{&s, &ratio} {
+			// Too few samples for any confidence.
+			if math.IsInf(x.Lo, 0) || math.IsInf(x.Hi, 0) {
+				x.Lo, x.Hi = 0, 0
+			}
+		}
+		seconds := r.slice.Seconds() * float64(len(r.Samples[v]))
+		r.Results[v] = result{
+			Creates: len(all), Median: s.Center, MedianLow: s.Lo, MedianHigh: s.Hi, P99: quantile(all, 0.99), PerSecond: float64(len(all)) / seconds,
+			Ratio: ratio.Center, RatioLow: ratio.Lo, RatioHigh: ratio.Hi, RatioP99: quantile(all, 0.99) / quantile(pooled[base], 0.99),
+		}
+	}
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return quantile(sorted, 0.5)
+}
+
+func table(out io.Writer, rows []row) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for i := range rows {
+		r := &rows[i]
+		fmt.Fprintf(w, "\n%s\n", r.Load)
+		fmt.Fprintf(w, "variant\tcreates\tmedian ms\t95 %%\tp99 ms\ta second\tto %s\t95 %%\tp99 to %s\n", r.base(), r.base())
+		for _, v := range r.load.path.variants {
+			x := r.Results[v]
+			fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f-%.2f\t%.2f\t%.0f\t%.2f\t%.2f-%.2f\t%.2f\n",
+				v, x.Creates, 1000*x.Median, 1000*x.MedianLow, 1000*x.MedianHigh, 1000*x.P99, x.PerSecond, x.Ratio, x.RatioLow, x.RatioHigh, x.RatioP99)
+		}
+	}
+	fmt.Fprintf(w, "\ntarget\twant\tgot\t\n")
+	for _, t := range targets(rows) {
+		verdict := "holds"
+		if !t.Holds {
+			verdict = "does not hold"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%.2f\t%s\n", t.Name, t.Want, t.Got, verdict)
+	}
+	return w.Flush()
+}
+
+// benchFormat is what benchstat reads.
+func benchFormat(w io.Writer, rows []row) error {
+	for _, r := range rows {
+		for v, turns := range r.Samples {
+			for _, turn := range turns {
+				_, err := fmt.Fprintf(w, "BenchmarkCreate/path=%s/pods=%d/clients=%d/busy=%t/variant=%s %d %.0f ns/op\n",
+					r.load.path.name, r.load.size, r.load.clients, r.load.busy, v, len(turn), median(turn)*1e9)
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// target is what the numbers should be.
+type target struct {
+	Name  string  `json:"name"`
+	Want  string  `json:"want"`
+	Got   float64 `json:"got"`
+	Holds bool    `json:"holds"`
+}
+
+func targets(rows []row) []target {
+	var out []target
+	atMost := func(name string, limit, got float64) {
+		out = append(out, target{name, fmt.Sprintf("<= %.2f", limit), got, got <= limit})
+	}
+	atLeast := func(name string, limit, got float64) {
+		out = append(out, target{name, fmt.Sprintf(">= %.2f", limit), got, got >= limit})
+	}
+	empty := 0.0
+	for _, r := range rows {
+		x := r.Results[solepod]
+		switch {
+		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 1:
+			atMost("median to floor: "+r.Load, 1.1, x.Ratio)
+			atMost("p99 to floor: "+r.Load, 1.3, x.RatioP99)
+			if r.load.size == 0 {
+				empty = x.Median
+			} else if empty > 0 {
+				atMost("median to that with 0 pods: "+r.Load, 1.1, x.Median/empty)
+			}
+			if r.load.size >= 5000 {
+				atLeast("naive to solepod: "+r.Load, 2, r.Results[naive].Median/x.Median)
+			}
+		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 32:
+			atLeast("throughput to floor: "+r.Load, 0.95, x.PerSecond/r.Results[floor].PerSecond)
+		case r.load.path.denied, r.load.path.dryRun:
+			atMost("median to no-op: "+r.Load, 1.2, x.Ratio)
+		}
+	}
+	return out
+}

@@ -1,0 +1,251 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/test/controlplane"
+)
+
+var soak = flag.Duration("soak", time.Minute, "how long TestSoak lasts")
+
+// soaking is what has become of the tasks of a soak.
+type soaking struct {
+	mu                              sync.Mutex
+	tasks, admitted, denied, ended  int
+	disturbed                       int // API server or replica are away
+	explained, unexplained, doubles []string
+}
+
+// task has both environments create a pod of one task at the same moment, of
+// which the node runs the one that is admitted, until it is deleted.
+func (s *soaking) task(ctx context.Context, name string, airflows map[string]client.Client) {
+	type answer struct {
+		pod *corev1.Pod
+		err error
+	}
+	answers := make(chan answer, len(airflows))
+	for environment, airflow := range airflows {
+		go func() {
+			pod := taskPod(name, name+"-"+environment)
+			delete(pod.Labels, "airflow-environment")
+			pod.Spec.NodeName = controlplane.NodeName
+			answers <- answer{pod, airflow.Create(ctx, pod)}
+		}()
+	}
+	var admitted []*corev1.Pod
+	var errs []error
+	for range airflows {
+		a := <-answers
+		if a.err == nil {
+			admitted = append(admitted, a.pod)
+		} else {
+			errs = append(errs, a.err)
+		}
+	}
+	s.mu.Lock()
+	s.tasks++
+	s.admitted += len(admitted)
+	if len(admitted) > 1 {
+		s.doubles = append(s.doubles, name)
+	}
+	for _, err := range errs {
+		s.count(err)
+	}
+	s.mu.Unlock()
+	for _, pod := range admitted {
+		err := wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+			err := plane.Admin.Delete(ctx, pod, client.GracePeriodSeconds(0))
+			if client.IgnoreNotFound(err) != nil {
+				s.mu.Lock()
+				s.count(err)
+				s.mu.Unlock()
+				return false, nil
+			}
+			return true, nil
+		})
+		if err != nil {
+			s.mu.Lock()
+			s.unexplained = append(s.unexplained, fmt.Sprintf("deleting %s: %v", pod.Name, err))
+			s.mu.Unlock()
+		}
+	}
+	s.mu.Lock()
+	s.ended++
+	s.mu.Unlock()
+}
+
+// count tells errors that are to be expected from others: a denial with its
+// reason, and, while the API server or a replica are away, whatever it takes.
+func (s *soaking) count(err error) {
+	var unanswered *url.Error
+	switch {
+	case regexp.MustCompile(`\[(DuplicateEnvironment|LeftoverEnvironment|InFlight)\]`).MatchString(err.Error()):
+		s.denied++
+	case s.disturbed > 0 || errors.As(err, &unanswered) || apierrors.IsServiceUnavailable(err):
+		s.explained = append(s.explained, err.Error())
+	default:
+		s.unexplained = append(s.unexplained, err.Error())
+	}
+}
+
+// disturb is for what nobody can bear without an error, for a while.
+func (s *soaking) disturb(do func() error) error {
+	change := func(by int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.disturbed += by
+	}
+	change(1)
+	defer time.AfterFunc(10*time.Second, func() { change(-1) })
+	return do()
+}
+
+// gauge is what a replica says of itself.
+type gauge struct{ memory, goroutines float64 }
+
+func (c *cluster) gauges(ctx context.Context) (out []gauge) {
+	for _, pod := range c.kubelet.Running() {
+		text, err := metrics(ctx, pod)
+		if err != nil {
+			continue // it is being restarted
+		}
+		var g gauge
+		for name, into := range map[string]*float64{"process_resident_memory_bytes": &g.memory, "go_goroutines": &g.goroutines} {
+			if match := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(text); match != nil {
+				*into, _ = strconv.ParseFloat(match[1], 64) // 0 fails the test
+			}
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+// Tasks come and go for a while, each in two environments at once, while
+// replicas are killed and replaced, certificates rotated and the API server
+// restarted. No task runs twice, nothing fails without a reason, and nothing
+// grows.
+func TestSoak(t *testing.T) {
+	c := newCluster(t)
+	c.install("--set certificates.lifetime=" + max(30*time.Second, *soak/8).String())
+	airflows := map[string]client.Client{}
+	for _, environment := range []string{"alpha", "production"} {
+		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", "airflow-alpha")
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.QPS = -1
+		if airflows[environment], err = client.New(config, client.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var s soaking
+	ctx, stop := context.WithTimeout(t.Context(), *soak)
+	defer stop()
+	var workers sync.WaitGroup
+	for w := range 4 {
+		workers.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				// What was begun is finished.
+				s.task(context.WithoutCancel(ctx), fmt.Sprintf("soak-%d-%d", w, i), airflows)
+			}
+		})
+	}
+	var gauges [][]gauge
+	served := map[string]bool{}
+	disturbances := []struct {
+		name string
+		do   func() error
+	}{
+		{"a replica is killed", func() error {
+			return s.disturb(func() error { return c.kubelet.Kill(c.kubelet.Running()[0].Name) })
+		}},
+		{"a replica is replaced", func() error {
+			_, err := c.sh(ctx, "kubectl delete --wait=false -n solepod-system pod "+c.kubelet.Running()[0].Name)
+			return err
+		}},
+		{"the API server is restarted", func() error { return s.disturb(plane.Restart) }},
+	}
+	done := map[string]int{}
+	every := *soak / 7 // each twice at least
+	next := time.Now().Add(every)
+	for i := 0; ctx.Err() == nil; time.Sleep(*soak / 200) {
+		gauges = append(gauges, c.gauges(ctx))
+		if got, err := serials(ctx, c.kubelet.Running()); err == nil {
+			for _, serial := range got {
+				served[serial] = true
+			}
+		}
+		if time.Now().After(next) && ctx.Err() == nil {
+			d := disturbances[i%len(disturbances)]
+			if err := d.do(); err != nil && ctx.Err() == nil {
+				t.Errorf("%s: %v", d.name, err)
+			}
+			done[d.name]++
+			i, next = i+1, time.Now().Add(every)
+		}
+	}
+	workers.Wait()
+	t.Logf("%d tasks in %s: %d pods admitted, %d denied; %d errors while a replica or the API server was away; %v; %d certificates",
+		s.tasks, *soak, s.admitted, s.denied, len(s.explained), done, len(served))
+	if len(s.doubles) > 0 || len(s.unexplained) > 0 {
+		t.Errorf("%d tasks ran twice: %q; %d errors without a reason, the first: %s", len(s.doubles), s.doubles, len(s.unexplained), strings.Join(s.unexplained[:min(3, len(s.unexplained))], "\n"))
+	}
+	if s.admitted == 0 || s.denied == 0 || len(served) < 2 || len(done) < len(disturbances) {
+		t.Error("too little has happened")
+	}
+	flat(t, gauges)
+
+	// The claims of pods that never came take as long as these might.
+	var claims coordinationv1.LeaseList
+	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
+		err := plane.Admin.List(ctx, &claims, client.InNamespace(namespace), client.HasLabels{claim.Label})
+		return len(claims.Items) == 0, err
+	})
+	if err != nil {
+		t.Errorf("%d claims are left: %v", len(claims.Items), err)
+	}
+}
+
+// flat fails the test if memory or goroutines have grown from the second
+// quarter of the time to the last one.
+func flat(t *testing.T, gauges [][]gauge) {
+	t.Helper()
+	for name, of := range map[string]func(gauge) float64{
+		"bytes of memory": func(g gauge) float64 { return g.memory }, "goroutines": func(g gauge) float64 { return g.goroutines },
+	} {
+		quarter := func(i int) float64 {
+			var values []float64
+			for _, g := range slices.Concat(gauges[i*len(gauges)/4 : (i+1)*len(gauges)/4]...) {
+				values = append(values, of(g))
+			}
+			if len(values) == 0 {
+				return 0
+			}
+			slices.Sort(values)
+			return values[len(values)/2]
+		}
+		early, late := quarter(1), quarter(3)
+		t.Logf("%s: %.0f early, %.0f late", name, early, late)
+		if early == 0 || late > 1.3*early {
+			t.Errorf("%s have grown from %.0f to %.0f", name, early, late)
+		}
+	}
+}
