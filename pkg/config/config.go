@@ -66,6 +66,10 @@ type Configuration struct {
 	// is Deny as well. Default: Deny.
 	ForeignAccess ForeignAccess `json:"foreignAccess,omitempty"`
 
+	// Disclosure says how much a denial tells of another environment's pod.
+	// solepod's own log has it all. Default: Full.
+	Disclosure Disclosure `json:"disclosure,omitempty"`
+
 	// Claims are the settings of the claims that decide among creates at the
 	// same moment.
 	Claims Claims `json:"claims,omitempty"`
@@ -154,6 +158,19 @@ const (
 	ForeignAccessOff ForeignAccess = "Off"
 )
 
+// Disclosure is one of Full and Discreet.
+type Disclosure string
+
+// Values of Disclosure.
+const (
+	// DisclosureFull names the pod that is in the way, its environment and who
+	// asked, so that whoever reads the task log knows what to do.
+	DisclosureFull Disclosure = "Full"
+	// DisclosureDiscreet says only that another environment has such a pod, for
+	// environments that must not know of one another.
+	DisclosureDiscreet Disclosure = "Discreet"
+)
+
 // OnError is one of Deny and Allow.
 type OnError string
 
@@ -233,6 +250,7 @@ func (c *Configuration) setDefaults() {
 	if c.ForeignAccess == "false" {
 		c.ForeignAccess = ForeignAccessOff
 	}
+	c.Disclosure = cmp.Or(c.Disclosure, DisclosureFull)
 	if c.Claims.Patience == nil {
 		c.Claims.Patience = &metav1.Duration{Duration: time.Second}
 	}
@@ -268,6 +286,7 @@ func (c *Configuration) validate() field.ErrorList {
 	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)
 	errs = append(errs, oneOf("retries", c.Retries, RetriesAllow, RetriesSupersede)...)
 	errs = append(errs, oneOf("foreignAccess", c.ForeignAccess, ForeignAccessDeny, ForeignAccessAudit, ForeignAccessOff)...)
+	errs = append(errs, oneOf("disclosure", c.Disclosure, DisclosureFull, DisclosureDiscreet)...)
 	if p := c.Claims.Patience.Duration; p < 0 || p > maxPatience {
 		errs = append(errs, field.Invalid(field.NewPath("claims", "patience"), p.String(), "must be from 0s to "+maxPatience.String()))
 	}
@@ -338,6 +357,7 @@ func (c *Configuration) Policy() policy.Settings {
 		RequireDeclared:        c.Injection == InjectionRequire,
 		SelectorIncludesLabels: *c.SelectorIncludesLabels,
 		SelectorExceptions:     exceptions,
+		Discreet:               c.Disclosure == DisclosureDiscreet,
 		SupersedeRetries:       c.Retries == RetriesSupersede,
 	}
 }

@@ -113,6 +113,7 @@ func TestErrorsNameFieldValueAndCure(t *testing.T) {
 		head + "injektion: Stamp\n":                                                     {`unknown field "injektion"`},
 		head + "injection: stamp\n":                                                     {`injection: Unsupported value: "stamp": supported values: "Off", "Stamp", "Require"`},
 		head + "enforcement: Ignore\n":                                                  {`enforcement: Unsupported value: "Ignore": supported values: "Deny", "Warn", "Audit"`},
+		head + "disclosure: none\n":                                                     {`disclosure: Unsupported value: "none": supported values: "Full", "Discreet"`},
 		head + "onError: Retry\n":                                                       {`onError: Unsupported value: "Retry": supported values: "Deny", "Allow"`},
 		head + "environmentLabel: a b\n":                                                {`environmentLabel: Invalid value: "a b"`},
 		head + "environmentLabel: dag_id\n":                                             {`environmentLabel: Invalid value: "dag_id": is one of Airflow's own labels; choose another key`},

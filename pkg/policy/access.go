@@ -44,11 +44,11 @@ func DecideAccess(a Access, s Settings) Decision {
 	case from == "" || !a.Pod.IsTask():
 		return Decision{Allowed: true}
 	case to != "" && from != to:
-		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s))
+		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s), discreetForeign(s))
 	}
 	if a.Operation == Update {
 		if what := identityChange(a.Pod, a.Updated, key); what != "" {
-			return deny(IdentityChanged, &a.Pod, identityMessage(a, what, s))
+			return deny(IdentityChanged, &a.Pod, identityMessage(a, what, s), "")
 		}
 	}
 	return Decision{Allowed: true}

@@ -18,31 +18,71 @@ import (
 // JSON inside a Python repr, and every word from outside passes through safe.
 
 func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) string {
-	var what, cure string
+	var cure string
 	switch reason {
 	case DuplicateEnvironment:
-		what = "another Airflow environment is already running this task"
 		cure = "Pause the DAG in one of the two environments, or " + howToSeparate(n, x, s)
 	case DuplicateTry:
-		what = "this task already has a live pod"
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
 		if n.Pod.Environment(s.EnvironmentLabel) == "" {
 			cure += fmt.Sprintf("; if it belongs to another Airflow, label the namespace of each Airflow with %s", s.EnvironmentLabel)
 		}
 	case InFlight:
-		what = "another pod of this task is being created at this moment"
-		cure = "Try again in a few seconds; recent Airflow providers do so by themselves"
+		cure = tryAgain
 	case LeftoverEnvironment:
-		what = "a finished pod of another Airflow environment would still be found in place of this one"
 		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
 			taskpod.LabelChecked, taskpod.True, howToSeparate(n, x, s))
 	}
-	return compose(reason, what,
+	return compose(reason, whatStands(reason),
 		"Existing pod: "+describePod(x, n.Now, s),
 		describeTask(n.Pod),
 		describeRequester(n.Requester),
 		cure)
 }
+
+// whatStands says what is in the way of a submission.
+func whatStands(reason Reason) string {
+	switch reason {
+	case DuplicateEnvironment:
+		return "another Airflow environment is already running this task"
+	case InFlight:
+		return "another pod of this task is being created at this moment"
+	case LeftoverEnvironment:
+		return "a finished pod of another Airflow environment would still be found in place of this one"
+	default:
+		return "this task already has a live pod"
+	}
+}
+
+const tryAgain = "Try again in a few seconds; recent Airflow providers do so by themselves"
+
+// discreetDuplicate is duplicateMessage without a word on either of the two
+// pods or requesters, or "" if they may know of one another: both are of the
+// same environment, which is known.
+func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) string {
+	if env := n.Pod.Environment(s.EnvironmentLabel); !s.Discreet || env != "" && env == x.Environment(s.EnvironmentLabel) {
+		return ""
+	}
+	cure := askOperators
+	switch {
+	case reason == InFlight:
+		cure = tryAgain
+	case reason == DuplicateEnvironment && s.SelectorIncludesLabels:
+		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
+	}
+	return compose(reason, whatStands(reason), describeTask(n.Pod), cure)
+}
+
+// discreetForeign is foreignMessage without a word on either environment.
+func discreetForeign(s Settings) string {
+	if !s.Discreet {
+		return ""
+	}
+	return compose(ForeignEnvironment, "this pod belongs to another Airflow environment",
+		"If an Airflow task has taken it for its own: declare the environment in the labels of the operator, then clear the task")
+}
+
+const askOperators = "Ask whoever runs the cluster: solepod has logged which pods collide"
 
 func aloneMessage(reason Reason, n Submission, s Settings) string {
 	key, env := s.EnvironmentLabel, safe(n.Requester.Environment)

@@ -102,6 +102,62 @@ func TestMessages(t *testing.T) {
 	}
 }
 
+// To environments that must not know of one another, no word is said that
+// either of them does not know already.
+func TestDiscreet(t *testing.T) {
+	const task = "Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, try 1. "
+	discreet, old := defaults(), defaults()
+	discreet.Discreet = true
+	old.Discreet, old.SelectorIncludesLabels = true, false
+	production := Requester{Username: "system:serviceaccount:airflow-production:airflow", Environment: "production"}
+	for name, tc := range map[string]struct {
+		decision Decision
+		want     string // "" for all of the message
+	}{
+		"live": {
+			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, discreet),
+			"solepod: another Airflow environment is already running this task. " + task +
+				"Pause the DAG in one of the two environments, or let both declare their environment [DuplicateEnvironment]",
+		},
+		"live, an old provider": {
+			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, old),
+			"solepod: another Airflow environment is already running this task. " + task +
+				"Ask whoever runs the cluster: solepod has logged which pods collide [DuplicateEnvironment]",
+		},
+		"in flight": {
+			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~"), InFlight: true}}, discreet),
+			"solepod: another pod of this task is being created at this moment. " + task +
+				"Try again in a few seconds; recent Airflow providers do so by themselves [InFlight]",
+		},
+		"a leftover": {
+			Decide(submit("n production!", "production"), []Existing{{Pod: pod("x alpha~ Succeeded")}}, discreet),
+			"solepod: a finished pod of another Airflow environment would still be found in place of this one. " + task +
+				"Ask whoever runs the cluster: solepod has logged which pods collide [LeftoverEnvironment]",
+		},
+		"unknown environments may be two": {
+			Decide(submit("n", ""), []Existing{{Pod: pod("x")}}, discreet),
+			"solepod: this task already has a live pod. " + task + "Ask whoever runs the cluster: solepod has logged which pods collide [DuplicateTry]",
+		},
+		"a foreign delete": {
+			DecideAccess(Access{Operation: Delete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
+			"solepod: this pod belongs to another Airflow environment. If an Airflow task has taken it for its own: " +
+				"declare the environment in the labels of the operator, then clear the task [ForeignEnvironment]",
+		},
+		"its own environment": {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x production~")}}, discreet), ""},
+		"no other pod":        {Decide(submit("n alpha!", "production"), nil, discreet), ""},
+		"not discreet":        {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, defaults()), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tc.want == "" {
+				tc.want = tc.decision.Message
+			}
+			if diff := cmp.Diff(tc.want, tc.decision.Told); diff != "" || tc.want == "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 // Words from outside are shown, but can neither break the line nor spell the
 // words on which KubernetesExecutor requeues a task for ever.
 func TestMessagesAreSafe(t *testing.T) {
@@ -121,7 +177,7 @@ func TestMessagesAreSafe(t *testing.T) {
 	mismatched := n
 	mismatched.Requester.Environment = hostile + "!"
 	denied := map[Reason]bool{}
-	for _, s := range []Settings{defaults(), {EnvironmentLabel: key}, {EnvironmentLabel: key, RequireDeclared: true}} {
+	for _, s := range []Settings{defaults(), {EnvironmentLabel: key}, {EnvironmentLabel: key, RequireDeclared: true}, {EnvironmentLabel: key, Discreet: true}} {
 		for _, d := range []Decision{
 			Decide(n, []Existing{{Pod: x}}, s),
 			Decide(n, []Existing{{Pod: x, InFlight: true}}, s),
@@ -132,11 +188,13 @@ func TestMessagesAreSafe(t *testing.T) {
 				continue // both declared: nothing to say
 			}
 			denied[d.Reason] = true
-			if strings.ContainsAny(d.Message, "\"'`\n\r\t\\") {
-				t.Errorf("unsafe: %.300q", d.Message)
-			}
-			if strings.Contains(d.Message, "exceeded quota") {
-				t.Errorf("requeued for ever: %.300q", d.Message)
+			for _, message := range []string{d.Message, d.Told} {
+				if message == "" || strings.ContainsAny(message, "\"'`\n\r\t\\") {
+					t.Errorf("unsafe: %.300q", message)
+				}
+				if strings.Contains(message, "exceeded quota") {
+					t.Errorf("requeued for ever: %.300q", message)
+				}
 			}
 			if len(d.Message) > 4096 {
 				t.Errorf("%d bytes", len(d.Message))

@@ -29,6 +29,10 @@ type Settings struct {
 	SelectorIncludesLabels bool
 	// SelectorExceptions overrides SelectorIncludesLabels by environment.
 	SelectorExceptions map[string]bool
+	// Discreet keeps environments from learning about one another: a denial tells
+	// the requester, and those at the other environment's pod, only that there
+	// is a collision.
+	Discreet bool
 	// SupersedeRetries makes a newer try of the same environment replace the
 	// older pod (retries: Supersede) instead of running beside it.
 	SupersedeRetries bool
@@ -116,11 +120,14 @@ func (r Reason) code() int32 {
 // line and everything else that tells of it.
 type Decision struct {
 	Allowed bool
-	// Reason, Code and Message are set on a denial. Code is an HTTP status;
+	// Reason, Code, Message and Told are set on a denial. Code is an HTTP status;
 	// Message is one line, safe to print anywhere.
 	Reason  Reason
 	Code    int32
 	Message string
+	// Told is as much of Message as the two environments may read: all of it,
+	// unless they are to know nothing of one another.
+	Told string
 	// Existing is the pod that the denial is about; nil where it is about the
 	// submission alone.
 	Existing *taskpod.Pod
@@ -138,7 +145,7 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 		return Decision{Allowed: true}
 	}
 	if reason := decideAlone(n, s); reason != "" {
-		return deny(reason, nil, aloneMessage(reason, n, s))
+		return deny(reason, nil, aloneMessage(reason, n, s), "")
 	}
 	var (
 		rivals    []rival
@@ -157,20 +164,22 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 	}
 	if len(rivals) > 0 {
 		worst := slices.MinFunc(rivals, compareRivals)
-		return deny(worst.reason, &worst.pod, duplicateMessage(worst.reason, n, worst.pod, s))
+		return deny(worst.reason, &worst.pod, duplicateMessage(worst.reason, n, worst.pod, s), discreetDuplicate(worst.reason, n, worst.pod, s))
 	}
 	slices.SortFunc(supersede, func(a, b taskpod.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	return Decision{Allowed: true, Supersede: supersede}
 }
 
-func deny(reason Reason, existing *taskpod.Pod, message string) Decision {
-	return Decision{Reason: reason, Code: reason.code(), Message: message, Existing: existing}
+// deny tells all if there is no discreet message.
+func deny(reason Reason, existing *taskpod.Pod, message, discreet string) Decision {
+	return Decision{Reason: reason, Code: reason.code(), Message: message, Told: cmp.Or(discreet, message), Existing: existing}
 }
 
 // Contended is the decision on a submission in whose way something is that
 // changes too fast to be looked at: others are creating pods of this task.
 func Contended(n Submission, s Settings) Decision {
-	return deny(InFlight, nil, duplicateMessage(InFlight, n, taskpod.Pod{Namespace: n.Pod.Namespace}, s))
+	unknown := taskpod.Pod{Namespace: n.Pod.Namespace}
+	return deny(InFlight, nil, duplicateMessage(InFlight, n, unknown, s), discreetDuplicate(InFlight, n, unknown, s))
 }
 
 // decideAlone looks at the submission without its neighbours.

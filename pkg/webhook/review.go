@@ -29,6 +29,8 @@ type reviewer struct {
 	synced   func() bool
 	resolver environment.Resolver
 	counters *counters
+	// discreet keeps what is in errors, such as the names of pods, in the log.
+	discreet bool
 }
 
 // isPod reports whether a review is about a pod itself. Anything else gets
@@ -100,6 +102,9 @@ func (r *reviewer) failed(ctx context.Context, req admission.Request, err error)
 	}
 	status.Status = metav1.StatusFailure
 	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)
+	if r.discreet && status.Code >= http.StatusInternalServerError {
+		status.Message = "solepod cannot decide on this pod: its log says why"
+	}
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
 	r.counters.decisions.WithLabelValues(string(req.Operation), verdictFailed, string(status.Reason), "").Inc()

@@ -149,6 +149,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	reviewer := reviewer{
 		counters: counters,
 		onError:  cfg.OnError,
+		discreet: cfg.Disclosure == config.DisclosureDiscreet,
 		synced:   synced,
 		resolver: environment.Resolver{
 			Label:        cfg.EnvironmentLabel,

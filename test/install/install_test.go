@@ -133,7 +133,7 @@ func TestLifecycle(t *testing.T) {
 // another, CA and all, while pods are created.
 func TestRotation(t *testing.T) {
 	c := newCluster(t)
-	c.install("--set certificates.lifetime=15s")
+	c.install("--set certificates.lifetime=30s")
 	served := map[string]bool{}
 	l := startLoad(t, 2)
 	for deadline := time.Now().Add(4 * time.Minute); len(served) < 4; time.Sleep(200 * time.Millisecond) {

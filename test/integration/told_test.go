@@ -78,3 +78,38 @@ func TestDenialsAreTold(t *testing.T) {
 		}
 	}
 }
+
+// With disclosure: Discreet, neither the task log of one environment nor the
+// events at the pod of the other tell of the other. The log has both.
+func TestDiscreet(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
+	w := newWorld(t, "discreet")
+	pod := w.mustCreate(w.airflow("alpha"), "secret-of-alpha")
+	production := w.airflow("production")
+	_, created := w.create(production, "secret-of-production")
+	for reason, err := range map[string]error{
+		"DuplicateEnvironment": created,
+		"ForeignEnvironment":   production.Delete(t.Context(), w.pod("secret-of-alpha")),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "["+reason+"]") {
+			t.Fatalf("%v, want %s", err, reason)
+		}
+		if hidden := regexp.MustCompile("secret-of-alpha|discreet-alpha|environment alpha").FindString(err.Error()); hidden != "" {
+			t.Errorf("production learns %s: %v", hidden, err)
+		}
+		eventually(t, func() error {
+			events, err := guard.Events(t.Context(), w.admin, pod, reason)
+			if err != nil || len(events) != 1 {
+				return fmt.Errorf("%d events: %w", len(events), err)
+			}
+			if strings.Contains(events[0].Note, "production") {
+				t.Errorf("alpha learns who it was: %s", events[0].Note)
+			}
+			return nil
+		})
+	}
+	log := read(t, g.Log)
+	if !regexp.MustCompile(`msg=Denied .*secret-of-production.*discreet-jobs/secret-of-alpha, environment alpha.*Requested by system:serviceaccount:discreet-production:airflow`).MatchString(log) {
+		t.Errorf("the log lacks who and what:\n%s", log)
+	}
+}
