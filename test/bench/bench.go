@@ -43,6 +43,7 @@ func paths() []path {
 		{name: "declared", variants: []variant{noop, floor, solepod}, declared: true, once: true},
 		{name: "denied", variants: []variant{noop, solepod, naive}, denied: true, once: true},
 		{name: "dry run", variants: []variant{noop, solepod}, dryRun: true, once: true},
+		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull}, once: true},
 	}
 }
 
@@ -80,7 +81,6 @@ type bench struct {
 	airflows map[string]client.Client
 	sequence atomic.Int64
 	filled   int
-	memories []memory
 }
 
 const (
@@ -136,7 +136,7 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 	// Until all are called: a create of each variant succeeds, and solepod's is
 	// stamped.
 	return b, wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		for _, v := range []variant{noop, floor, naive, solepod} {
+		for _, v := range append(served(), solepod) {
 			pod := b.pod(path{}, v)
 			if err := b.airflows["alpha"].Create(ctx, pod, client.DryRunAll); err != nil {
 				return false, nil //nolint:nilerr // not yet
@@ -289,25 +289,9 @@ func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) 
 	for w := range l.clients {
 		workers.Go(func() {
 			for time.Now().Before(end) && errs[w] == nil {
-				pod := b.pod(l.path, v)
-				airflow := b.airflows["alpha"]
-				var options []client.CreateOption
-				if l.path.denied {
-					airflow = b.airflows["production"]
-				}
-				if l.path.dryRun {
-					options = append(options, client.DryRunAll)
-				}
-				began := time.Now()
-				err := airflow.Create(ctx, pod, options...)
-				took[w] = append(took[w], time.Since(began).Seconds())
-				if l.path.denied && v != noop {
-					if !apierrors.IsForbidden(err) {
-						errs[w] = fmt.Errorf("it was not denied: %w", err)
-					}
-				} else {
-					errs[w] = err
-				}
+				var seconds float64
+				seconds, errs[w] = b.create(ctx, l, v)
+				took[w] = append(took[w], seconds)
 			}
 		})
 	}
@@ -317,6 +301,29 @@ func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) 
 		all = append(all, some...)
 	}
 	return all, errors.Join(errs...)
+}
+
+// create creates a pod, and fails if it is not decided on as it should be.
+func (b *bench) create(ctx context.Context, l load, v variant) (seconds float64, err error) {
+	pod := b.pod(l.path, v)
+	airflow := b.airflows["alpha"]
+	var options []client.CreateOption
+	if l.path.denied {
+		airflow = b.airflows["production"]
+	}
+	if l.path.dryRun {
+		options = append(options, client.DryRunAll)
+	}
+	began := time.Now()
+	err = airflow.Create(ctx, pod, options...)
+	seconds = time.Since(began).Seconds()
+	if !l.path.denied || v == noop {
+		return seconds, err
+	}
+	if !apierrors.IsForbidden(err) {
+		return seconds, fmt.Errorf("it was not denied: %w", err)
+	}
+	return seconds, nil
 }
 
 // write is what else happens in a cluster.
@@ -337,33 +344,107 @@ func (b *bench) clean(ctx context.Context, l load) error {
 			return err
 		}
 	}
-	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(guard.Namespace), client.MatchingLabels{label: string(floor)}); err != nil {
+	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(guard.Namespace), client.HasLabels{label}); err != nil {
 		return err
 	}
 	return b.settled(ctx)
 }
 
-// memory is what solepod takes when there are that many pods.
-type memory struct {
-	Pods int `json:"pods"`
-	// Resident is in bytes.
-	Resident int64 `json:"resident"`
+// calls are what one create of a path costs the API server, by its own count.
+type calls struct {
+	Path string `json:"path"`
+	// Stamp and Guard are calls of the hooks, Creates those of Leases, Reads all
+	// GETs and Lists all LISTs of pods and Leases.
+	Stamp   float64 `json:"stamp"`
+	Guard   float64 `json:"guard"`
+	Creates float64 `json:"creates"`
+	Reads   float64 `json:"reads"`
+	Lists   float64 `json:"lists"`
 }
 
-func (b *bench) memory(progress io.Writer) error {
+// count creates pods of a path, one after another, and counts.
+func (b *bench) count(ctx context.Context, p path) (calls, error) {
+	const creates = 50
+	if p.denied {
+		if err := b.airflows["alpha"].Create(ctx, b.pod(p, solepod)); err != nil {
+			return calls{}, err
+		}
+	}
+	read := func() (counts [5]int, err error) {
+		counted := func(i int, counter string, labels ...string) {
+			n, countErr := b.plane.Counted(ctx, counter, labels...)
+			counts[i] += n
+			err = errors.Join(err, countErr)
+		}
+		for i, hook := range []string{"stamp", "guard"} {
+			counted(i, "apiserver_admission_webhook_admission_duration_seconds_count", fmt.Sprintf("name=%q", hook+".solepod.io"))
+		}
+		counted(2, "apiserver_request_total", `verb="POST"`, `resource="leases"`)
+		for _, resource := range []string{`resource="pods"`, `resource="leases"`} {
+			counted(3, "apiserver_request_total", `verb="GET"`, resource)
+			counted(4, "apiserver_request_total", `verb="LIST"`, resource)
+		}
+		return counts, err
+	}
+	before, err := read()
+	if err != nil {
+		return calls{}, err
+	}
+	for range creates {
+		if _, err := b.create(ctx, load{path: p}, solepod); err != nil {
+			return calls{}, err
+		}
+	}
+	after, err := read()
+	each := func(i int) float64 { return float64(after[i]-before[i]) / creates }
+	return calls{p.name, each(0), each(1), each(2), each(3), each(4)}, errors.Join(err, b.clean(ctx, load{path: p}))
+}
+
+// memory is what solepod takes, leader and all, when there are that many pods.
+type memory struct {
+	Pods int `json:"pods"`
+	// Resident is in bytes, once all pods are adopted, and Restarted the same
+	// after a restart.
+	Resident  int64 `json:"resident"`
+	Restarted int64 `json:"restarted"`
+	// Ready is how many seconds pass from the start of the process until it is
+	// ready.
+	Ready float64 `json:"ready"`
+}
+
+func (b *bench) memory(ctx context.Context, progress io.Writer) (m memory, err error) {
+	m.Pods = b.filled
+	if m.Resident, err = b.resident(); err != nil {
+		return m, err
+	}
+	if err := b.guard.Replica.Stop(); err != nil {
+		return m, err
+	}
+	began := time.Now()
+	if err := errors.Join(b.guard.Start(), b.guard.WaitReady(ctx)); err != nil {
+		return m, err
+	}
+	m.Ready = time.Since(began).Seconds()
+	if err := b.settled(ctx); err != nil {
+		return m, err
+	}
+	if m.Restarted, err = b.resident(); err != nil {
+		return m, err
+	}
+	fmt.Fprintf(progress, "with %d pods solepod takes %d MiB, %d MiB after a restart, of %.1f s\n", m.Pods, m.Resident>>20, m.Restarted>>20, m.Ready)
+	return m, nil
+}
+
+// resident is the memory of solepod's process, in bytes.
+func (b *bench) resident() (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.guard.PID()))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	match := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`).FindSubmatch(status)
 	if match == nil {
-		return fmt.Errorf("no VmRSS in %s", status)
+		return 0, fmt.Errorf("no VmRSS in %s", status)
 	}
 	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
-	if err != nil {
-		return err
-	}
-	b.memories = append(b.memories, memory{b.filled, kib << 10})
-	fmt.Fprintf(progress, "with %d pods solepod takes %d MiB\n", b.filled, kib>>10)
-	return nil
+	return kib << 10, err
 }

@@ -7,12 +7,15 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -34,7 +37,15 @@ const (
 	floor   variant = "floor"   // the same, and the validating one creates a Lease
 	solepod variant = "solepod" // the real thing
 	naive   variant = "naive"   // no-op, and a validating one that lists pods
+
+	// What the floor would be otherwise.
+	floorJSON variant = "floor-json" // in JSON in place of protobuf
+	floorDial variant = "floor-dial" // on a new connection each time
+	floorFull variant = "floor-full" // with all that solepod writes into a claim
 )
+
+// served are those that stand in for something.
+func served() []variant { return []variant{noop, floor, naive, floorJSON, floorDial, floorFull} }
 
 const label = "bench"
 
@@ -59,7 +70,7 @@ func startOthers(ctx context.Context, plane *controlplane.ControlPlane) (*others
 	if o.webhooks.LocalServingPort, err = strconv.Atoi(port); err != nil {
 		return nil, err
 	}
-	for _, v := range []variant{noop, floor, naive} {
+	for _, v := range served() {
 		o.webhooks.MutatingWebhooks = append(o.webhooks.MutatingWebhooks, &admissionregistrationv1.MutatingWebhookConfiguration{
 			ObjectMeta: metav1.ObjectMeta{Name: "bench-" + string(v)},
 			Webhooks: []admissionregistrationv1.MutatingWebhook{{
@@ -86,18 +97,38 @@ func startOthers(ctx context.Context, plane *controlplane.ControlPlane) (*others
 		Host: host, Port: o.webhooks.LocalServingPort, CertDir: o.webhooks.LocalServingCertDir,
 		TLSOpts: []func(*tls.Config){certs.TLS(source, certs.Clients{})},
 	})
-	config := *plane.Config
-	config.QPS = -1
-	c, err := client.New(&config, client.Options{})
-	if err != nil {
-		return nil, err
+	handlers := map[variant]admission.HandlerFunc{
+		noop: func(context.Context, admission.Request) admission.Response { return admission.Allowed("") },
 	}
-	for path, handle := range map[string]admission.HandlerFunc{
-		"/no-op": func(context.Context, admission.Request) admission.Response { return admission.Allowed("") },
-		"/floor": func(ctx context.Context, req admission.Request) admission.Response { return claimOne(ctx, c, req) },
-		"/naive": func(ctx context.Context, req admission.Request) admission.Response { return list(ctx, c, req) },
+	for v, change := range map[variant]func(*rest.Config){
+		floor: nil, naive: nil, floorFull: nil,
+		floorJSON: func(c *rest.Config) { c.ContentType = runtime.ContentTypeJSON },
+		floorDial: func(c *rest.Config) {
+			c.Wrap(func(t http.RoundTripper) http.RoundTripper {
+				t.(*http.Transport).DisableKeepAlives = true
+				return t
+			})
+		},
 	} {
-		server.Register(path, &admission.Webhook{Handler: handle})
+		config := rest.CopyConfig(plane.Config)
+		if change != nil {
+			// Of its own, not one that is shared with others of the same settings.
+			config.Proxy = http.ProxyFromEnvironment
+			change(config)
+		}
+		c, err := newClient(config)
+		if err != nil {
+			return nil, err
+		}
+		handlers[v] = func(ctx context.Context, req admission.Request) admission.Response {
+			if v == naive {
+				return list(ctx, c, req)
+			}
+			return claimOne(ctx, c, req, v)
+		}
+	}
+	for v, handle := range handlers {
+		server.Register("/"+string(v), &admission.Webhook{Handler: handle})
 	}
 	go func() { _ = server.Start(ctx) }() // until the bench ends
 	return o, nil
@@ -122,11 +153,26 @@ func selects(v variant) *metav1.LabelSelector {
 
 // claimOne is the least that makes an admission exclusive: one object whose
 // name is the task's.
-func claimOne(ctx context.Context, c client.Client, req admission.Request) admission.Response {
+func claimOne(ctx context.Context, c client.Client, req admission.Request, v variant) admission.Response {
 	if req.DryRun != nil && *req.DryRun {
 		return admission.Allowed("")
 	}
-	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: guard.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(floor)}}}
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
+		Namespace: guard.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(v)},
+	}}
+	if v == floorFull {
+		var pod metav1.PartialObjectMetadata
+		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
+			return admission.Errored(http.StatusBadRequest, err)
+		}
+		line, now := fmt.Sprintf("%s (alpha) for %s/bench/%s/run_id=%s", pod.Name, pod.Namespace, pod.Labels["task_id"], pod.Labels["run_id"]), metav1.NowMicro()
+		lease.Spec.HolderIdentity, lease.Spec.AcquireTime = &line, &now
+		lease.Annotations = map[string]string{"bench/holders": fmt.Sprintf(`[{"pod":%q,"uid":%q,"environment":"alpha","try":"1","claimedAt":%q}]`, pod.Name, pod.UID, now.Format(time.RFC3339))}
+		for _, key := range []string{"dag_id", "task_id", "run_id"} {
+			lease.Labels[key] = pod.Labels[key]
+		}
+		lease.Labels["bench/namespace"], lease.Labels["bench/claim"], lease.Labels["bench/environment"] = pod.Namespace, "v1", "alpha"
+	}
 	if err := c.Create(ctx, lease); err != nil {
 		return admission.Denied(err.Error())
 	}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,7 @@ type options struct {
 	jsonFile string
 	benchFmt string
 	fsync    bool
+	memory   int
 }
 
 func main() {
@@ -39,6 +41,7 @@ func main() {
 	flag.StringVar(&o.jsonFile, "json", "", "file to write all numbers to")
 	flag.StringVar(&o.benchFmt, "benchfmt", "", "file to write all samples to, for benchstat")
 	flag.BoolVar(&o.fsync, "fsync", true, "have etcd wait for the disk")
+	flag.IntVar(&o.memory, "memory", 100_000, "with how many task pods to look at solepod's memory and start, beside those of -sizes; 0 for none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -74,7 +77,7 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop()) }()
-	var rows []row
+	var all report
 	for _, size := range o.sizes {
 		if err := b.fill(ctx, size); err != nil {
 			return fmt.Errorf("filling the namespace with %d pods: %w", size, err)
@@ -92,19 +95,42 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 					if err != nil {
 						return fmt.Errorf("%s: %w", load, err)
 					}
-					rows = append(rows, r)
+					all.Rows = append(all.Rows, r)
 				}
 			}
 		}
-		if err := b.memory(progress); err != nil {
+		if o.memory > 0 {
+			if err := all.memory(ctx, b, progress); err != nil {
+				return err
+			}
+		}
+		if size == o.sizes[0] {
+			for _, path := range paths() {
+				if !slices.Contains(path.variants, solepod) {
+					continue
+				}
+				c, err := b.count(ctx, path)
+				if err != nil {
+					return fmt.Errorf("counting the calls of %s: %w", path.name, err)
+				}
+				all.Calls = append(all.Calls, c)
+			}
+		}
+	}
+	if o.memory > b.filled {
+		if err := b.fill(ctx, o.memory); err != nil {
+			return fmt.Errorf("filling the namespace with %d pods: %w", o.memory, err)
+		}
+		if err := all.memory(ctx, b, progress); err != nil {
 			return err
 		}
 	}
-	if err := table(out, rows); err != nil {
+	all.Targets = targets(all)
+	if err := all.table(out); err != nil {
 		return err
 	}
 	if o.benchFmt != "" {
-		if err := writeFile(o.benchFmt, func(w io.Writer) error { return benchFormat(w, rows) }); err != nil {
+		if err := writeFile(o.benchFmt, func(w io.Writer) error { return all.benchFormat(w) }); err != nil {
 			return err
 		}
 	}
@@ -114,11 +140,7 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 	return writeFile(o.jsonFile, func(w io.Writer) error {
 		encoder := json.NewEncoder(w)
 		encoder.SetIndent("", "  ")
-		return encoder.Encode(struct {
-			Rows    []row    `json:"rows"`
-			Memory  []memory `json:"memory"`
-			Targets []target `json:"targets"`
-		}{rows, b.memories, targets(rows)})
+		return encoder.Encode(all)
 	})
 }
 

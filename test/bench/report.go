@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math"
@@ -74,10 +75,27 @@ func median(values []float64) float64 {
 	return quantile(sorted, 0.5)
 }
 
-func table(out io.Writer, rows []row) error {
+// report is all that was measured.
+type report struct {
+	Rows    []row    `json:"rows"`
+	Calls   []calls  `json:"calls"`
+	Memory  []memory `json:"memory"`
+	Targets []target `json:"targets"`
+}
+
+func (all *report) memory(ctx context.Context, b *bench, progress io.Writer) error {
+	m, err := b.memory(ctx, progress)
+	if err != nil {
+		return fmt.Errorf("looking at solepod's memory: %w", err)
+	}
+	all.Memory = append(all.Memory, m)
+	return nil
+}
+
+func (all *report) table(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for i := range rows {
-		r := &rows[i]
+	for i := range all.Rows {
+		r := &all.Rows[i]
 		fmt.Fprintf(w, "\n%s\n", r.Load)
 		fmt.Fprintf(w, "variant\tcreates\tmedian ms\t95 %%\tp99 ms\ta second\tto %s\t95 %%\tp99 to %s\n", r.base(), r.base())
 		for _, v := range r.load.path.variants {
@@ -86,8 +104,16 @@ func table(out io.Writer, rows []row) error {
 				v, x.Creates, 1000*x.Median, 1000*x.MedianLow, 1000*x.MedianHigh, 1000*x.P99, x.PerSecond, x.Ratio, x.RatioLow, x.RatioHigh, x.RatioP99)
 		}
 	}
+	fmt.Fprintf(w, "\nrequests for each create\tstamp hook\tguard hook\tLeases created\treads\tlists\n")
+	for _, c := range all.Calls {
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", c.Path, c.Stamp, c.Guard, c.Creates, c.Reads, c.Lists)
+	}
+	fmt.Fprintf(w, "\npods\tresident MiB\tafter a restart\tready after s\n")
+	for _, m := range all.Memory {
+		fmt.Fprintf(w, "%d\t%d\t%d\t%.1f\n", m.Pods, m.Resident>>20, m.Restarted>>20, m.Ready)
+	}
 	fmt.Fprintf(w, "\ntarget\twant\tgot\t\n")
-	for _, t := range targets(rows) {
+	for _, t := range all.Targets {
 		verdict := "holds"
 		if !t.Holds {
 			verdict = "does not hold"
@@ -98,8 +124,8 @@ func table(out io.Writer, rows []row) error {
 }
 
 // benchFormat is what benchstat reads.
-func benchFormat(w io.Writer, rows []row) error {
-	for _, r := range rows {
+func (all *report) benchFormat(w io.Writer) error {
+	for _, r := range all.Rows {
 		for v, turns := range r.Samples {
 			for _, turn := range turns {
 				_, err := fmt.Fprintf(w, "BenchmarkCreate/path=%s/pods=%d/clients=%d/busy=%t/variant=%s %d %.0f ns/op\n",
@@ -121,7 +147,7 @@ type target struct {
 	Holds bool    `json:"holds"`
 }
 
-func targets(rows []row) []target {
+func targets(all report) []target {
 	var out []target
 	atMost := func(name string, limit, got float64) {
 		out = append(out, target{name, fmt.Sprintf("<= %.2f", limit), got, got <= limit})
@@ -129,8 +155,11 @@ func targets(rows []row) []target {
 	atLeast := func(name string, limit, got float64) {
 		out = append(out, target{name, fmt.Sprintf(">= %.2f", limit), got, got >= limit})
 	}
+	exactly := func(name string, want, got float64) {
+		out = append(out, target{name, fmt.Sprintf("= %.2f", want), got, got == want})
+	}
 	empty := 0.0
-	for _, r := range rows {
+	for _, r := range all.Rows {
 		x := r.Results[solepod]
 		switch {
 		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 1:
@@ -148,6 +177,22 @@ func targets(rows []row) []target {
 			atLeast("throughput to floor: "+r.Load, 0.95, x.PerSecond/r.Results[floor].PerSecond)
 		case r.load.path.denied, r.load.path.dryRun:
 			atMost("median to no-op: "+r.Load, 1.2, x.Ratio)
+		}
+	}
+	for _, c := range all.Calls {
+		writes := 1.0
+		if c.Path == "denied" || c.Path == "dry run" {
+			writes = 0
+		}
+		exactly("Leases created: "+c.Path, writes, c.Creates)
+		exactly("lists: "+c.Path, 0, c.Lists)
+		if c.Path == "declared" {
+			exactly("calls of the stamp hook: declared", 0, c.Stamp)
+		}
+	}
+	for _, m := range all.Memory {
+		if first := all.Memory[0]; m.Pods >= first.Pods+50_000 { // fewer are lost in what the collector leaves
+			atMost(fmt.Sprintf("KiB a pod after a restart: %d pods", m.Pods), 1.5, float64(m.Restarted-first.Restarted)/1024/float64(m.Pods-first.Pods))
 		}
 	}
 	return out
