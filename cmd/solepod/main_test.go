@@ -34,7 +34,7 @@ func TestFlagsAreStable(t *testing.T) {
 	for _, flag := range []string{
 		"--kubeconfig", "--config", "--namespace", "--webhook-bind-address", "--cert-dir",
 		"--cert-secret", "--cert-lifetime", "--client-ca-file", "--client-allowed-names",
-		"--metrics-bind-address", "--health-probe-bind-address", "--leader-elect", "--log-level", "--log-format",
+		"--metrics-bind-address", "--health-probe-bind-address", "--leader-elect", "--max-staleness", "--log-level", "--log-format",
 	} {
 		if !strings.Contains(help, flag+" ") {
 			t.Errorf("%s is not in\n%s", flag, help)
@@ -123,6 +123,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"[cert-dir cert-secret] were all set":                                       serve("--cert-dir=/"),
 		"--cert-dir: open /absent/tls.crt":                                          {"serve", "--kubeconfig=" + kubeconfig, "--cert-dir=/absent"},
 		"--cert-lifetime: a certificate can not live for 1s: want at least 30s":     serve("--cert-lifetime=1s"),
+		"--max-staleness 1s: want at least 5s":                                      serve("--max-staleness=1s"),
 		"--client-ca-file: open /absent":                                            serve("--client-ca-file=/absent"),
 		"--client-allowed-names: want --client-ca-file":                             serve("--client-allowed-names=x"),
 	} {

@@ -62,6 +62,7 @@ type serveOptions struct {
 	shutdownDelay          time.Duration
 	reclaimOlderThan       time.Duration
 	auditPage              bool
+	maxStaleness           time.Duration
 	logLevel               string
 	logFormat              string
 }
@@ -76,8 +77,9 @@ func newServeCommand() *cobra.Command {
 It serves TLS 1.3 with certificates of its own making (--cert-secret), which the
 leader renews, or with tls.crt and tls.key of a folder (--cert-dir), and takes up
 new ones when the files change. /readyz of --health-probe-bind-address answers
-200 once the caches are filled and the webhook is being served. After SIGTERM it
-goes on to answer for --shutdown-delay, and finishes running admissions.`,
+200 once the caches are filled and the webhook is being served, until the API
+server has told nothing for --max-staleness. After SIGTERM it goes on to answer
+for --shutdown-delay, and finishes running admissions.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd.Context(), cmd.ErrOrStderr())
@@ -100,6 +102,7 @@ goes on to answer for --shutdown-delay, and finishes running admissions.`,
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "how long to go on answering after SIGTERM, until API servers have heard that this replica is leaving its Service")
 	flags.DurationVar(&o.reclaimOlderThan, "reclaim-older-than", 0, "remove task pods that Airflow has left behind, as solepod reclaim does, when they ended this long ago; default: never")
 	flags.BoolVar(&o.auditPage, "audit-page", false, "serve /audit, the page of solepod audit, on --metrics-bind-address, to anybody who can reach it")
+	flags.DurationVar(&o.maxStaleness, "max-staleness", time.Minute, "how long the API server may tell nothing of pods, namespaces or ServiceAccounts, until this replica is no longer ready, and treats reviews as onError says")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs admissions too")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	return cmd
@@ -121,6 +124,9 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("--webhook-bind-address: %w", err)
 	}
+	if o.maxStaleness < webhook.MinStaleness {
+		return fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
+	}
 	restConfig, err := o.restConfig()
 	if err != nil {
 		return err
@@ -131,7 +137,8 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	}
 	log.Info("Starting solepod", "version", version, "configuration", cfg.String())
 
-	cacheOptions := webhook.CacheOptions(o.namespace)
+	fresh := webhook.NewFreshness(o.maxStaleness)
+	cacheOptions := webhook.CacheOptions(o.namespace, fresh)
 	maps.Copy(cacheOptions.ByObject, certificates.Cache())
 	timeout := shutdownTimeout
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
@@ -161,7 +168,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err := metrics.Registry.Register(certs.Expiry(certificates)); err != nil {
 		return err
 	}
-	synced, err := webhook.Setup(ctx, mgr, o.namespace, cfg)
+	synced, err := webhook.Setup(ctx, mgr, o.namespace, cfg, fresh)
 	if err != nil {
 		return err
 	}

@@ -71,8 +71,8 @@ func (a *Access) handle(ctx context.Context, req admission.Request) (requester p
 // identify finds out whose the requester is. Where the pod is does not matter:
 // an administrator is nobody's.
 func (a *Access) identify(ctx context.Context, req admission.Request) (policy.Requester, error) {
-	if !a.synced() {
-		return policy.Requester{}, errNotSynced
+	if err := a.fit(); err != nil {
+		return policy.Requester{}, err
 	}
 	env, err := a.resolver.Identify(ctx, req.UserInfo)
 	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err

@@ -36,9 +36,10 @@ const (
 
 // CacheOptions are what a manager must cache for Setup: the metadata of task
 // pods, namespaces and ServiceAccounts, and the claims in solepod's own
-// namespace, without the parts that nobody reads.
-func CacheOptions(namespace string) cache.Options {
+// namespace, without the parts that nobody reads. fresh hears of them.
+func CacheOptions(namespace string, fresh *Freshness) cache.Options {
 	return cache.Options{
+		NewInformer:      fresh.informer,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&coordinationv1.Lease{}:   {Namespaces: map[string]cache.Config{namespace: {}}},
@@ -94,18 +95,18 @@ func withDeadline(next http.Handler) http.Handler {
 const maxTimeout = 30 * time.Second
 
 // Setup registers the hooks, the caches they read, the claims' reconciler and
-// the readiness checks with a manager that was made with CacheOptions. The
-// manager may outlive ctx, after which API servers are asked to go elsewhere.
+// the readiness checks with a manager that was made with CacheOptions and fresh.
+// The manager may outlive ctx, after which API servers are asked to go elsewhere.
 // It returns a function that reports whether the caches are filled.
-func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration) (synced func() bool, err error) {
+func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
 	for index, keys := range claim.Indexes() {
 		if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), index, keys); err != nil {
 			return nil, fmt.Errorf("indexing pods: %w", err)
 		}
 	}
-	gone, fresh := claim.NewGone(), newFreshness(time.Now)
+	gone := claim.NewGone()
 	var informers []cache.Informer
-	for _, kind := range []string{"Pod", "Namespace", "ServiceAccount"} {
+	for _, kind := range cachedKinds() {
 		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
 		if err != nil {
 			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
@@ -116,8 +117,6 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			}
 		}
 		informers = append(informers, informer)
-		// All of them are client-go's.
-		fresh.watch(kind, informer.(versioned))
 	}
 	synced = func() bool {
 		for _, informer := range informers {
@@ -150,7 +149,12 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		counters: counters,
 		onError:  cfg.OnError,
 		discreet: cfg.Disclosure == config.DisclosureDiscreet,
-		synced:   synced,
+		fit: func() error {
+			if !synced() {
+				return errNotSynced
+			}
+			return fresh.check()
+		},
 		resolver: environment.Resolver{
 			Label:        cfg.EnvironmentLabel,
 			Environments: cfg.Environments,
@@ -185,5 +189,6 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			}
 			return nil
 		}),
+		mgr.AddReadyzCheck("fresh", fresh.readyz),
 	)
 }

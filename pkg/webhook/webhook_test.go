@@ -47,7 +47,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 	c := newCounters()
 	r := reviewer{
 		counters: c,
-		onError:  config.OnErrorDeny, synced: func() bool { return true },
+		onError:  config.OnErrorDeny, fit: func() error { return nil },
 		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
 	}
 	cfg := config.Default()
@@ -327,6 +327,12 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			return errors.New("connection refused")
 		},
 	})
+	stale := func(h *hooks) {
+		now := time.Unix(1000, 0)
+		fresh := newFreshness(time.Minute, func() time.Time { return now })
+		now = now.Add(61 * time.Second)
+		h.stamp.fit, h.guard.fit = fresh.check, fresh.check
+	}
 	tests := map[string]struct {
 		change       func(*hooks)
 		onError      config.OnError
@@ -346,9 +352,12 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			h.guard.resolver.Live = cluster(t)
 		}, config.OnErrorDeny, "patch ", "500 solepod cannot decide on this pod: reading pod data-jobs/x: pods"},
 		"the caches are filling": {func(h *hooks) {
-			h.stamp.synced = func() bool { return false }
-			h.guard.synced = h.stamp.synced
+			h.stamp.fit = func() error { return errNotSynced }
+			h.guard.fit = h.stamp.fit
 		}, config.OnErrorDeny, "503 solepod cannot decide on this pod: the caches are still filling", "503 "},
+		"the caches may be stale": {stale, config.OnErrorDeny,
+			"503 solepod cannot decide on this pod: the API server has told nothing of kind Pod for 1m1s, so that what is known of it may be out of date", "503 "},
+		"the caches may be stale, Allow": {stale, config.OnErrorAllow, "allow", "allow"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -427,25 +436,5 @@ func TestGoodbye(t *testing.T) {
 			t.Errorf("Connection: %q, want %q", got, want)
 		}
 		stop()
-	}
-}
-
-type informer string
-
-func (i *informer) LastSyncResourceVersion() string { return string(*i) }
-
-func TestFreshness(t *testing.T) {
-	now := time.Unix(1000, 0)
-	fresh := newFreshness(func() time.Time { return now })
-	pods := informer("1")
-	fresh.watch("Pod", &pods)
-	for _, step := range []struct {
-		version informer
-		want    int64
-	}{{"1", 1060}, {"1", 1060}, {"2", 1180}, {"2", 1180}} {
-		now, pods = now.Add(time.Minute), step.version
-		if got := fresh.last()["Pod"].Unix(); got != step.want {
-			t.Errorf("at %d: last heard of at %d, want %d", now.Unix(), got, step.want)
-		}
 	}
 }
