@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/go-logr/logr"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -51,16 +50,7 @@ func CacheOptions(namespace string, fresh *Freshness) cache.Options {
 // hook serves a handler until ctx ends, with what identifies a review on each of
 // its log lines.
 func hook(ctx context.Context, handler admission.Handler) http.Handler {
-	return withGoodbye(ctx, withDeadline(onlyV1(&admission.Webhook{
-		Handler: handler,
-		LogConstructor: func(base logr.Logger, req *admission.Request) logr.Logger {
-			if req == nil {
-				return base
-			}
-			return base.WithValues("operation", req.Operation, "namespace", req.Namespace, "name", req.Name,
-				"user", req.UserInfo.Username, "uid", req.UID)
-		},
-	})))
+	return withGoodbye(ctx, withDeadline(reviews(&admission.Webhook{Handler: handler, LogConstructor: logOf})))
 }
 
 // withGoodbye closes connections after an answer, once ctx has ended. A server
