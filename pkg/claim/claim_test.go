@@ -363,14 +363,17 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 	for name, tc := range map[string]struct {
 		times int
 		err   error
-		want  string
+		want  string // what it begins with
+		cure  bool
 	}{
-		"a reset after the write": {1, syscall.ECONNRESET, "admit"},
-		"too many requests":       {1, apierrors.NewTooManyRequests("later", 1), "admit"},
-		"a server timeout":        {1, apierrors.NewServerTimeout(lease, "create", 1), "admit"},
-		"forbidden":               {1, apierrors.NewForbidden(lease, "x", errors.New("no RBAC")), "creating claim claim-"},
-		"no namespace":            {1, apierrors.NewNotFound(corev1.Resource("namespaces"), "solepod"), `creating claim claim-`},
-		"refused for ever":        {never, syscall.ECONNREFUSED, "no time left: creating claim claim-"},
+		"a reset after the write":   {1, syscall.ECONNRESET, "admit", false},
+		"a way to break of its own": {1, errors.New("http2: client connection force closed via ClientConn.Close"), "admit", false},
+		"too many requests":         {1, apierrors.NewTooManyRequests("later", 1), "admit", false},
+		"a server timeout":          {1, apierrors.NewServerTimeout(lease, "create", 1), "admit", false},
+		"forbidden":                 {1, apierrors.NewForbidden(lease, "x", errors.New("no RBAC")), "creating claim claim-", true},
+		"no namespace":              {1, apierrors.NewNotFound(corev1.Resource("namespaces"), "solepod"), "creating claim claim-", true},
+		"no ServiceAccount":         {1, apierrors.NewUnauthorized("Unauthorized"), "creating claim claim-", true},
+		"refused for ever":          {never, syscall.ECONNREFUSED, "no time left: creating claim claim-", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := cluster()
@@ -389,6 +392,9 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 			}
 			if !strings.HasPrefix(got, tc.want) || err == nil && !d.Allowed {
 				t.Errorf("%s, %+v", got, d)
+			}
+			if cure := "; namespace solepod, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations"; strings.HasSuffix(got, cure) != tc.cure {
+				t.Errorf("%s, with the cure: want %v", got, tc.cure)
 			}
 			if tc.times == never && !apierrors.IsServiceUnavailable(err) {
 				t.Errorf("%v is no 503", err)

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -128,7 +127,7 @@ func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Subm
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:
-			return policy.Decision{}, fmt.Errorf("reading claim %s: %w", lease.Name, err)
+			return policy.Decision{}, wrap("reading", &lease, err)
 		default:
 			holders, _ := read(&lease, n.Now)
 			if seen, err = c.sight(ctx, id, holders); err != nil {
@@ -171,7 +170,13 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s claim %s: %w", doing, lease.Name, err)
+	cure := ""
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+		// It is not the claim that is not found. The namespace goes together with
+		// solepod's Role and ServiceAccount, any of them first.
+		cure = fmt.Sprintf("; namespace %s, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations", lease.Namespace)
+	}
+	return fmt.Errorf("%s claim %s: %w%s", doing, lease.Name, err, cure)
 }
 
 // sight looks at the API server for the pod of each holder.
@@ -210,8 +215,10 @@ func look(ctx context.Context, api API, id taskpod.Identity, h Holder) (*taskpod
 // transient reports whether an error may be gone on the next attempt. All
 // writes of claims may be repeated.
 func transient(err error) bool {
-	return utilnet.IsConnectionReset(err) || utilnet.IsConnectionRefused(err) || utilnet.IsProbableEOF(err) ||
-		utilnet.IsHTTP2ConnectionLost(err) || utilnet.IsTimeout(err) ||
-		apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
+	var answer apierrors.APIStatus
+	if !errors.As(err, &answer) {
+		return true // there was no answer; the ways in which connections break have no end
+	}
+	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
 		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
 }
