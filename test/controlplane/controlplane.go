@@ -5,6 +5,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"errors"
@@ -217,6 +218,26 @@ func (c *ControlPlane) Restart() error {
 		}
 	}
 	return nil
+}
+
+// SignalEtcd sends etcd a signal. Its process is found by its data (Linux).
+func (c *ControlPlane) SignalEtcd(s syscall.Signal) error {
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range commands {
+		command, err := os.ReadFile(file)
+		if err != nil || !bytes.Contains(command, []byte("--data-dir="+c.env.ControlPlane.Etcd.DataDir)) {
+			continue // another's process, or it has ended
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			return err
+		}
+		return syscall.Kill(pid, s)
+	}
+	return errors.New("no process of etcd was found")
 }
 
 // Stop stops everything and removes its files.

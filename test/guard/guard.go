@@ -57,6 +57,12 @@ type Options struct {
 	// Direct has the replicas call the API server directly, so that DropAPI can
 	// not be used, and nothing is slower than it is.
 	Direct bool
+	// Faults has the replicas call the API server through a proxy, so that
+	// Break can be used.
+	Faults bool
+	// Binaries are what the replicas run, each the next one in turn; nil for
+	// solepod as it is built from here.
+	Binaries []string
 	// Args are further ones of solepod serve.
 	Args []string
 }
@@ -125,9 +131,12 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		return nil, err
 	}
 
-	binary, err := Binary(ctx, plane)
-	if err != nil {
-		return nil, err
+	if len(o.Binaries) == 0 {
+		binary, err := Binary(ctx, plane)
+		if err != nil {
+			return nil, err
+		}
+		o.Binaries = []string{binary}
 	}
 	if o.Identity == nil {
 		if o.Identity, err = plane.ServiceAccount(ctx, Namespace, account); err != nil {
@@ -145,7 +154,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
-		replica, err := newReplica(ctx, binary, dir, own, g.CertDir, o)
+		replica, err := g.newReplica(ctx, o.Binaries[i%len(o.Binaries)], dir, own, o)
 		if replica != nil {
 			g.Replicas = append(g.Replicas, replica)
 		}

@@ -35,14 +35,15 @@ type Replica struct {
 	// MetricsAddress is the host:port of /metrics.
 	MetricsAddress string
 
-	// api is how the replica reaches the API server.
-	api  *link
-	args []string
-	log  string
+	// api is how the replica reaches the API server, or the proxy before it.
+	api   *link
+	proxy *proxy
+	args  []string
+	log   string
 }
 
 // newReplica prepares a replica whose files are in dir.
-func newReplica(ctx context.Context, binary, dir, address, certDir string, o Options) (*Replica, error) {
+func (g *Guard) newReplica(ctx context.Context, binary, dir, address string, o Options) (*Replica, error) {
 	r := &Replica{Address: address, log: filepath.Join(dir, "log")}
 	for _, free := range []*string{&r.HealthAddress, &r.MetricsAddress} {
 		var err error
@@ -54,10 +55,16 @@ func newReplica(ctx context.Context, binary, dir, address, certDir string, o Opt
 	if err != nil {
 		return nil, err
 	}
+	identity := rest.CopyConfig(o.Identity)
+	if o.Faults {
+		if r.proxy, err = newProxy(ctx, o.Identity, g.CertDir, r.DropAPI); err != nil {
+			return nil, err
+		}
+		server.Host, identity.CAData = r.proxy.Addr().String(), g.CA
+	}
 	if r.api, err = newLink(ctx, server.Host); err != nil {
 		return nil, err
 	}
-	identity := rest.CopyConfig(o.Identity)
 	if !o.Direct {
 		identity.Host = "https://" + r.api.Addr().String()
 	}
@@ -72,7 +79,7 @@ func newReplica(ctx context.Context, binary, dir, address, certDir string, o Opt
 		"--namespace=" + Namespace,
 		"--leader-elect",
 		"--webhook-bind-address=" + r.Address,
-		"--cert-dir=" + certDir,
+		"--cert-dir=" + g.CertDir,
 		"--metrics-bind-address=" + r.MetricsAddress,
 		"--health-probe-bind-address=" + r.HealthAddress,
 		"--log-format=text",
@@ -138,6 +145,9 @@ func (r *Replica) stop() error {
 	if r.Process != nil {
 		err = r.Stop()
 	}
+	if r.proxy != nil {
+		err = errors.Join(err, r.proxy.close())
+	}
 	return errors.Join(err, r.api.close())
 }
 
@@ -194,6 +204,10 @@ func (l *link) drop() error {
 	defer l.mu.Unlock()
 	var errs []error
 	for conn := range l.conns {
+		// The other side hears of a reset, and not of an end.
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
 		if err := conn.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}

@@ -1,0 +1,147 @@
+package faults
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/test/guard"
+)
+
+// What an API server, or what is before it, can do to a request of solepod's.
+// Whoever creates pods gets an answer from solepod itself, and so within the
+// time for which the API server waits for the webhook.
+func TestAPIServerFails(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{Replicas: 2, Faults: true})
+	clients := airflows(t)
+	breakAll := func(faults func(verb, resource string) guard.Fault) {
+		for _, replica := range g.Replicas {
+			replica.Break(faults)
+		}
+	}
+	claims := func(fault guard.Fault) func(string, string) guard.Fault {
+		return func(verb, resource string) guard.Fault {
+			if resource == "leases" && verb == "create" {
+				return fault
+			}
+			return guard.Fault{}
+		}
+	}
+	// Each write of a claim fails once, and another one does not.
+	once := func(fault guard.Fault) func(string, string) guard.Fault {
+		var n atomic.Int64
+		return func(verb, resource string) guard.Fault {
+			if resource == "leases" && verb == "create" && n.Add(1)%2 == 1 {
+				return fault
+			}
+			return guard.Fault{}
+		}
+	}
+	denied := []string{"403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight"}
+	for i, c := range []struct {
+		name     string
+		faults   func(verb, resource string) guard.Fault
+		admitted int
+		others   []string
+	}{
+		{"slow", func(string, string) guard.Fault { return guard.Fault{Delay: 200 * time.Millisecond} }, 1, denied},
+		{"too slow", claims(guard.Fault{Delay: time.Minute}), 0, []string{"503"}},
+		{"429 once", once(guard.Fault{Status: 429, RetryAfter: 1}), 1, denied},
+		{"429 always", claims(guard.Fault{Status: 429, RetryAfter: 1}), 0, []string{"503"}},
+		{"500 once", once(guard.Fault{Status: 500}), 1, denied},
+		{"500 always", claims(guard.Fault{Status: 500}), 0, []string{"503"}},
+		{"a reset, once", once(guard.Fault{Reset: true}), 1, denied},
+		{"resets always", claims(guard.Fault{Reset: true}), 0, []string{"503"}},
+		{"an answer lost once", once(guard.Fault{Lost: true}), 1, denied},
+		{"silence", claims(guard.Fault{Silent: true}), 0, []string{"503"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run := fmt.Sprintf("api-%d", i)
+			breakAll(c.faults)
+			answers := race(t, clients, run, 8)
+			breakAll(nil)
+			t.Logf("%v", tally(answers))
+			unique(t, run, answers, c.admitted, c.others...)
+			works(t, g, clients, run)
+		})
+	}
+}
+
+// warnings are those that a client has got.
+type warnings []string
+
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
+
+// Whoever prefers a duplicate to a pod that is not created says so.
+func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{
+		Faults: true, Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nonError: Allow\n",
+	})
+	airflows(t)
+	config, err := plane.Airflow(t.Context(), "airflow-alpha", "airflow", jobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = rest.CopyConfig(config)
+	var told warnings
+	config.WarningHandler = &told
+	alpha, err := client.New(config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Break(func(verb, resource string) guard.Fault {
+		if resource == "leases" && verb == "create" {
+			return guard.Fault{Status: 500}
+		}
+		return guard.Fault{}
+	})
+	if err := alpha.Create(t.Context(), pod("allow", "allow")); err != nil {
+		t.Error(err)
+	}
+	if len(told) != 1 || !strings.HasPrefix(told[0], "solepod cannot decide on this pod: ") {
+		t.Errorf("warnings: %q", told)
+	}
+	g.Break(nil)
+	held(t, pod("allow", ""), "allow") // adopted
+}
+
+// etcd answers nobody for ten seconds, as with a disk that hangs.
+func TestEtcdStalls(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{Replicas: 2})
+	clients := airflows(t)
+	if err := clients["alpha"].Create(t.Context(), pod("stall-live", "stall-live")); err != nil {
+		t.Fatal(err)
+	}
+	if err := plane.SignalEtcd(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	over := time.After(10 * time.Second) // the length of the fault
+	answers := race(t, clients, "stall", 8)
+	<-over
+	if err := plane.SignalEtcd(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v", tally(answers))
+	for _, err := range answers {
+		if err == nil {
+			t.Error("admitted while nothing could be written")
+		}
+	}
+	works(t, g, clients, "stall")
+	if err := clients["production"].Create(t.Context(), pod("stall-live", "stall-rival")); outcome(err) != "403 DuplicateEnvironment" {
+		t.Error(err)
+	}
+	// What was tried meanwhile may be claimed by pods that never came, and is
+	// free again when they can no longer come.
+	again := race(t, clients, "stall", 8)
+	t.Logf("%v", tally(again))
+	if pods := podsOf(t, "stall"); len(pods) > 1 {
+		t.Errorf("%q", pods)
+	}
+}

@@ -1,0 +1,233 @@
+// Package faults breaks what solepod depends on, one thing after another, and
+// sees that what docs/operations.md says of it is what happens.
+package faults
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/incident"
+)
+
+// jobs is the namespace of all task pods; each test has runs of its own.
+const jobs = "data-jobs"
+
+var plane *controlplane.ControlPlane
+
+func TestMain(m *testing.M) {
+	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true}))
+}
+
+// eventually waits until a condition holds, and fails the test with the last
+// error if it does not.
+func eventually(t *testing.T, condition func() error) {
+	t.Helper()
+	var last error
+	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
+		last = condition()
+		return last == nil, nil
+	})
+	if err != nil {
+		t.Fatalf("%v: %v", err, last)
+	}
+}
+
+// airflows are the clients of alpha's and production's Airflow.
+func airflows(t *testing.T) map[string]client.Client {
+	t.Helper()
+	out := map[string]client.Client{}
+	for namespace, labels := range map[string]map[string]string{
+		jobs:                 nil,
+		"airflow-alpha":      {"airflow-environment": "alpha"},
+		"airflow-production": {"airflow-environment": "production"},
+	} {
+		object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: labels}}
+		if err := plane.Admin.Create(t.Context(), object); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+	}
+	for _, environment := range []string{"alpha", "production"} {
+		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", jobs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.QPS = -1
+		if out[environment], err = client.New(config, client.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// pod is one of a task that is told apart by its run, with labels key=value.
+func pod(run, name string, labels ...string) *corev1.Pod {
+	pod := incident.Pod(jobs, name)
+	pod.Labels["run_id"] = run
+	for _, label := range labels {
+		key, value, _ := strings.Cut(label, "=")
+		pod.Labels[key] = value
+	}
+	return pod
+}
+
+// race creates n pods of one task at the same moment, one half in each
+// environment, and returns the answers.
+func race(t *testing.T, clients map[string]client.Client, run string, n int) []error {
+	t.Helper()
+	environments := slices.Sorted(maps.Keys(clients))
+	answers := make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			answers[i] = clients[environments[i%len(environments)]].Create(t.Context(), pod(run, fmt.Sprintf("%s-%d", run, i)))
+		})
+	}
+	all.Wait()
+	return answers
+}
+
+// podsOf are the names of a run's pods.
+func podsOf(t *testing.T, run string) []string {
+	t.Helper()
+	var list corev1.PodList
+	if err := plane.Admin.List(t.Context(), &list, client.InNamespace(jobs), client.MatchingLabels{"run_id": run}); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{}
+	for _, pod := range list.Items {
+		names = append(names, pod.Name)
+	}
+	return names
+}
+
+// outcome is the status of an answer and, of a denial, the reason; "admitted"
+// for no error. What the API server says in place of a webhook that has not
+// answered in time is neither, and told in full.
+func outcome(err error) string {
+	if err == nil {
+		return "admitted"
+	}
+	status, ok := err.(apierrors.APIStatus)
+	ours := regexp.MustCompile(`^admission webhook "\w+\.solepod\.io" denied the request: solepod`).MatchString(err.Error())
+	if !ok || !ours {
+		return err.Error()
+	}
+	code := fmt.Sprint(status.Status().Code)
+	if reason := regexp.MustCompile(`\[(\w+)\]$`).FindStringSubmatch(err.Error()); reason != nil {
+		return code + " " + reason[1]
+	}
+	return code
+}
+
+// tally counts outcomes.
+func tally(answers []error) map[string]int {
+	out := map[string]int{}
+	for _, err := range answers {
+		out[outcome(err)]++
+	}
+	return out
+}
+
+// unique fails the test unless a run's task was admitted as often as is said,
+// 0 or 1 times, and all other answers are of the outcomes that are expected.
+func unique(t *testing.T, run string, answers []error, admitted int, expected ...string) {
+	t.Helper()
+	got := tally(answers)
+	if pods := podsOf(t, run); len(pods) != admitted || got["admitted"] != admitted {
+		t.Errorf("%s: pods %q, and answers %v", run, pods, got)
+	}
+	for outcome := range got {
+		if outcome != "admitted" && !slices.Contains(expected, outcome) {
+			t.Errorf("%s: %s, want one of %q", run, outcome, expected)
+		}
+	}
+}
+
+// works waits until creates are admitted again, by all replicas, and sees that
+// of a race only one is.
+func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run string) {
+	t.Helper()
+	revive(t, g)
+	for i := range len(g.Replicas) {
+		try := fmt.Sprintf("%s-back-%d", run, i)
+		eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(try, try)) })
+	}
+	unique(t, run+"-after", race(t, clients, run+"-after", 8), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight")
+}
+
+// revive starts replicas that have ended, as the kubelet does, and waits until
+// all are ready. A leader ends when it can not renew its lease for ten seconds.
+func revive(t *testing.T, g *guard.Guard) {
+	t.Helper()
+	for _, replica := range g.Replicas {
+		eventually(t, func() error {
+			select {
+			case <-replica.Done():
+				if err := replica.Start(); err != nil {
+					t.Fatal(err)
+				}
+			default:
+			}
+			return replica.Ready(t.Context())
+		})
+	}
+}
+
+// leader is the replica that leads, nil if none says so.
+func leader(t *testing.T, g *guard.Guard) *guard.Replica {
+	t.Helper()
+	for _, replica := range g.Replicas {
+		metrics, err := replica.Metrics(t.Context())
+		if err == nil && strings.Contains(string(metrics), `leader_election_master_status{name="solepod"} 1`) {
+			return replica
+		}
+	}
+	return nil
+}
+
+// claimOf is the claim of a pod's task, in which holders can be read.
+func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, []claim.Holder) {
+	t.Helper()
+	id, _ := taskpod.FromMeta(pod, "").Identity()
+	lease := &coordinationv1.Lease{}
+	if err := plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease); err != nil {
+		t.Fatal(err)
+	}
+	_, holders, _ := claim.Inspect(lease)
+	return lease, holders
+}
+
+// held waits until the claim of a pod's task has these holders' pods.
+func held(t *testing.T, pod *corev1.Pod, want ...string) {
+	t.Helper()
+	eventually(t, func() error {
+		_, holders := claimOf(t, pod)
+		got := []string{}
+		for _, h := range holders {
+			got = append(got, h.Pod)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			return fmt.Errorf("%s is held by %q, want %q", pod.Labels["run_id"], got, want)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,156 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/test/guard"
+)
+
+// fresh is what the check of that name says of a replica.
+func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+replica.HealthAddress+"/readyz/fresh", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
+}
+
+// oldMarks turns back the clock of all marks of mapped tasks, so that they no
+// longer stand for pods that are known to whoever knows what there is.
+func oldMarks(t *testing.T) {
+	t.Helper()
+	var list coordinationv1.LeaseList
+	if err := plane.Admin.List(t.Context(), &list, client.InNamespace(guard.Namespace), client.HasLabels{claim.Label}); err != nil {
+		t.Fatal(err)
+	}
+	long := metav1.NewTime(time.Now().Add(-time.Hour)).UTC().Format(time.RFC3339)
+	for _, lease := range list.Items {
+		holders := lease.Annotations["solepod.io/holders"]
+		if !strings.Contains(holders, `"mark":true`) {
+			continue
+		}
+		lease.Annotations["solepod.io/holders"] = regexp.MustCompile(`"claimedAt":"[^"]*"`).ReplaceAllString(holders, `"claimedAt":"`+long+`"`)
+		if err := plane.Admin.Update(t.Context(), &lease); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// One of three replicas does not hear what happens in the cluster. It admits no
+// duplicate before it knows of that, says so, decides nothing more, and is back
+// when it hears again.
+func TestReplicaCutOff(t *testing.T) {
+	g := guard.Run(t, plane, guard.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=10s"}})
+	clients := airflows(t)
+	deaf := g.Replicas[0]
+	for _, c := range []struct {
+		name  string
+		fault func(verb, resource string) guard.Fault
+	}{
+		{"its watches are silent", func(verb, _ string) guard.Fault { return guard.Fault{Silent: verb == "watch"} }},
+		{"its connections are reset", func(string, string) guard.Fault { return guard.Fault{Reset: true} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run := strings.ReplaceAll(c.name, " ", "-")
+			live, mapped := run+"-live", run+"-mapped"
+			deaf.Break(c.fault)
+			if err := deaf.DropAPI(); err != nil {
+				t.Fatal(err)
+			}
+			// It does not know these pods.
+			eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(live, live)) })
+			eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(mapped, mapped, "map_index=7")) })
+			unique(t, live, append(race(t, clients, live, 12), nil), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight", "503", "500")
+
+			var said string
+			eventually(t, func() (err error) {
+				said, err = fresh(t.Context(), deaf)
+				if err == nil && !strings.Contains(said, "told nothing") {
+					err = fmt.Errorf("it says %q", said)
+				}
+				return err
+			})
+			if !regexp.MustCompile(`the API server has told nothing of kind \w+ for 1\ds`).MatchString(said) {
+				t.Errorf("it says %q", said)
+			}
+			if err := deaf.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "[-]fresh failed") {
+				t.Errorf("ready: %v", err)
+			}
+			// Of the mapped pod nothing is in the claim but a mark, which does not
+			// count for long: only who sees the pod knows of it.
+			oldMarks(t)
+			answers := make([]error, 12)
+			for i := range answers {
+				answers[i] = clients["production"].Create(t.Context(), pod(mapped, fmt.Sprintf("%s-unmapped-%d", mapped, i)))
+			}
+			got := tally(answers)
+			t.Logf("%v", got)
+			if got["403 DuplicateEnvironment"]+got["503"] != len(answers) || got["503"] == 0 {
+				t.Errorf("beside a mapped pod: %v", got)
+			}
+			for i, replica := range g.Replicas[1:] {
+				if err := replica.Ready(t.Context()); err != nil {
+					t.Errorf("replica %d: %v", i+1, err)
+				}
+			}
+			deaf.Break(nil)
+			works(t, g, clients, run)
+		})
+	}
+}
+
+// In a cluster in which nothing happens the API server says nothing for two
+// minutes, and then the same each minute. That is no reason to be unready.
+func TestIdleCluster(t *testing.T) {
+	const limit = 5 * time.Second
+	g := guard.Run(t, plane, guard.Options{Args: []string{"--max-staleness=" + limit.String()}})
+	heard := func() time.Time {
+		metrics, err := g.Metrics(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(`(?m)^solepod_cache_last_update_timestamp_seconds\{kind="\w+"\} (\S+)$`).FindAllSubmatch(metrics, -1)
+		var times []float64
+		for _, match := range found {
+			seconds, err := strconv.ParseFloat(string(match[1]), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			times = append(times, seconds)
+		}
+		if len(times) != 3 {
+			t.Fatalf("%d kinds", len(times))
+		}
+		return time.UnixMilli(int64(slices.Min(times) * 1000))
+	}
+	began := heard()
+	eventually(t, func() error {
+		if err := g.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if passed := heard().Sub(began); passed < 3*limit {
+			return fmt.Errorf("all kinds were heard of for %s", passed)
+		}
+		return nil
+	})
+}
