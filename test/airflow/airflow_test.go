@@ -274,9 +274,11 @@ func (w *world) pods() []corev1.Pod {
 }
 
 // until waits for a condition.
+// until waits for a condition: 20 processes of Airflow 3 at once take minutes on a
+// busy machine.
 func (w *world) until(what string, condition func() bool) {
 	w.Helper()
-	err := wait.PollUntilContextTimeout(w.Context(), 100*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(w.Context(), 100*time.Millisecond, 10*time.Minute, true, func(context.Context) (bool, error) {
 		return condition(), nil
 	})
 	if err != nil {
