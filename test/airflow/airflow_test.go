@@ -273,7 +273,6 @@ func (w *world) pods() []corev1.Pod {
 	return slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
 }
 
-// until waits for a condition.
 // until waits for a condition: 20 processes of Airflow 3 at once take minutes on a
 // busy machine.
 func (w *world) until(what string, condition func() bool) {
