@@ -55,6 +55,9 @@ func (a *Access) handle(ctx context.Context, req admission.Request) (requester p
 			return requester, allowed, err
 		}
 		access.Pod = before.pod()
+		if err := validate("oldObject", access.Pod); err != nil {
+			return requester, allowed, err
+		}
 	case admissionv1.Connect:
 		// The object of the review is a PodExecOptions or the like.
 		pod, err := a.pods.named(ctx, req.Namespace, req.Name)

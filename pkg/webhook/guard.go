@@ -67,7 +67,7 @@ func (g *Guard) handle(ctx context.Context, req admission.Request) (environment 
 	if !pod.Guarded() {
 		return "", policy.Decision{Allowed: true}, nil
 	}
-	if err := validate(pod); err != nil {
+	if err := validate("object", pod); err != nil {
 		return "", policy.Decision{}, err
 	}
 	requester, err := g.requester(ctx, req)
@@ -105,9 +105,9 @@ func union(a, b []taskpod.Pod) []taskpod.Pod {
 }
 
 // validate refuses what no API server would ask about, because it has checked
-// it before: only valid words get into claims.
-func validate(pod taskpod.Pod) error {
-	metadata := field.NewPath("object", "metadata")
+// it before: only valid words get into claims, events and metrics.
+func validate(object string, pod taskpod.Pod) error {
+	metadata := field.NewPath(object, "metadata")
 	errs := metav1validation.ValidateLabels(pod.Labels, metadata.Child("labels"))
 	for _, problem := range apivalidation.NameIsDNSSubdomain(pod.Name, false) {
 		errs = append(errs, field.Invalid(metadata.Child("name"), pod.Name, problem))
@@ -119,7 +119,7 @@ func validate(pod taskpod.Pod) error {
 		errs = append(errs, field.Invalid(metadata.Child("uid"), pod.UID, problem))
 	}
 	if len(errs) > 0 {
-		return badRequest("%v", errs.ToAggregate())
+		return badRequest("%v", errs[0])
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admission/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
 // Verdicts, as the metrics have them.
@@ -45,6 +47,16 @@ func newCounters() *counters {
 
 func (c *counters) register(registry prometheus.Registerer) error {
 	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign), registry.Register(c.superseded))
+}
+
+// operationOf is the operation of a review, as far as there is one of this name:
+// whoever can post reviews may invent others.
+func operationOf(req admission.Request) string {
+	switch req.Operation {
+	case admissionv1.Create, admissionv1.Update, admissionv1.Delete, admissionv1.Connect:
+		return string(req.Operation)
+	}
+	return other
 }
 
 // bounded passes on the first values that it meets, and tells the rest as other.

@@ -3,6 +3,8 @@ package webhook
 import (
 	"context"
 	"net/http"
+	"strings"
+	"unicode"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -32,7 +34,7 @@ type enforcer struct {
 // into a response, as far as it is enforced.
 func (e enforcer) respond(ctx context.Context, req admission.Request, environment string, d policy.Decision) admission.Response {
 	log := ctrllog.FromContext(ctx)
-	environment, operation := e.counters.environments.value(environment), string(req.Operation)
+	environment, operation := e.counters.environments.value(environment), operationOf(req)
 	if d.Allowed {
 		log.V(1).Info("Admitted")
 		e.counters.decisions.WithLabelValues(operation, verdictAdmitted, "", environment).Inc()
@@ -86,6 +88,16 @@ func shorten(message string) string {
 		return message
 	}
 	return message[:most-len(more)] + more
+}
+
+// oneLine makes an error into what a message may be: short, and one line.
+func oneLine(message string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '_'
+	}, shorten(message))
 }
 
 // statusReason is Forbidden or Conflict, and never AlreadyExists: on that the

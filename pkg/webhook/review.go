@@ -84,8 +84,9 @@ func decodePod(field string, raw runtime.RawExtension, req admission.Request) (*
 	return &object, nil
 }
 
+// badRequest quotes from the review, and not 3 MiB of it.
 func badRequest(format string, args ...any) error {
-	return apierrors.NewBadRequest(fmt.Sprintf(format, args...))
+	return apierrors.NewBadRequest(oneLine(fmt.Sprintf(format, args...)))
 }
 
 // failed responds to a request that could not be decided. A review that makes
@@ -103,13 +104,13 @@ func (r *reviewer) failed(ctx context.Context, req admission.Request, err error)
 		}
 	}
 	status.Status = metav1.StatusFailure
-	status.Message = fmt.Sprintf("solepod cannot decide on this pod: %v", err)
+	status.Message = oneLine(fmt.Sprintf("solepod cannot decide on this pod: %v", err))
 	if r.discreet && status.Code >= http.StatusInternalServerError {
 		status.Message = "solepod cannot decide on this pod: its log says why"
 	}
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
-	r.counters.decisions.WithLabelValues(string(req.Operation), verdictFailed, string(status.Reason), "").Inc()
+	r.counters.decisions.WithLabelValues(operationOf(req), verdictFailed, string(status.Reason), "").Inc()
 	ctrllog.FromContext(ctx).Error(err, "Could not decide", "admitted", admit, "code", status.Code)
 	if admit {
 		response := admission.Allowed("")

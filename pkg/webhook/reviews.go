@@ -55,7 +55,7 @@ func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admiss
 		return nil, fmt.Errorf("solepod takes %s of %s only: %w", want.Kind, want.APIVersion, err)
 	}
 	if review.TypeMeta != want {
-		return nil, fmt.Errorf("solepod takes %s of %s only: got kind %q of version %q", want.Kind, want.APIVersion, review.Kind, review.APIVersion)
+		return nil, fmt.Errorf("solepod takes %s of %s only: got kind %.100q of version %.100q", want.Kind, want.APIVersion, review.Kind, review.APIVersion)
 	}
 	if review.Request == nil {
 		return nil, errors.New("the review has no request")

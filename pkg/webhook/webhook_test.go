@@ -69,7 +69,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 }
 
 // cluster is a fake API server with Airflow alpha and the given pods.
-func cluster(t *testing.T, pods ...*corev1.Pod) client.WithWatch {
+func cluster(t testing.TB, pods ...*corev1.Pod) client.WithWatch {
 	t.Helper()
 	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
