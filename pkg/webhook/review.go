@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -57,13 +58,56 @@ func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy
 // podObject is what matters of the pod in a review: a small part of an object
 // of up to 3 MiB.
 type podObject struct {
-	metav1.ObjectMeta `json:"metadata"`
-	Status            struct {
+	podMeta `json:"metadata"`
+	Status  struct {
 		Phase corev1.PodPhase `json:"phase"`
 	} `json:"status"`
 }
 
 func (o *podObject) pod() taskpod.Pod { return taskpod.FromMeta(o, o.Status.Phase) }
+
+// podMeta is an ObjectMeta without the lists that do not matter: three bytes of
+// [{},{},...] would become two hundred.
+type podMeta struct {
+	metav1.ObjectMeta
+	Finalizers    skipped `json:"finalizers"`
+	ManagedFields skipped `json:"managedFields"`
+	Owners        owners  `json:"ownerReferences"`
+}
+
+// GetOwnerReferences has the controller alone.
+func (m *podMeta) GetOwnerReferences() []metav1.OwnerReference { return m.Owners }
+
+// skipped is a value that is not decoded.
+type skipped struct{}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (*skipped) UnmarshalJSONFrom(from *jsontext.Decoder) error { return from.SkipValue() }
+
+// owners are those who control an object, of whom there is one at most.
+type owners []metav1.OwnerReference
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (o *owners) UnmarshalJSONFrom(from *jsontext.Decoder) error {
+	if from.PeekKind() != '[' {
+		return json.UnmarshalDecode(from, (*[]metav1.OwnerReference)(o)) // null, or an error
+	}
+	if _, err := from.ReadToken(); err != nil {
+		return err
+	}
+	var owner metav1.OwnerReference // one for all: there can be a million
+	for from.PeekKind() != ']' {
+		owner = metav1.OwnerReference{}
+		if err := json.UnmarshalDecode(from, &owner); err != nil {
+			return err
+		}
+		if *o == nil && owner.Controller != nil && *owner.Controller {
+			*o = owners{owner}
+		}
+	}
+	_, err := from.ReadToken()
+	return err
+}
 
 // decodePod reads a pod from a review's field. The namespace of the request is
 // the truth; the object may leave its own out.
@@ -72,7 +116,7 @@ func decodePod(field string, raw runtime.RawExtension, req admission.Request) (*
 		return nil, badRequest("%s is missing from the review of a %s", field, req.Operation)
 	}
 	var object podObject
-	if err := json.Unmarshal(raw.Raw, &object); err != nil {
+	if err := json.Unmarshal(raw.Raw, &object, jsontext.AllowDuplicateNames(true)); err != nil {
 		return nil, badRequest("%s is not a pod: %v", field, err)
 	}
 	if object.Namespace == "" {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -51,7 +52,7 @@ func reviews(webhook *admission.Webhook) http.Handler {
 
 func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admissionv1.AdmissionReview, error) {
 	var review admissionv1.AdmissionReview
-	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, MaxReview), &review); err != nil {
+	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, MaxReview), &review, jsontext.AllowDuplicateNames(true)); err != nil {
 		return nil, fmt.Errorf("solepod takes %s of %s only: %w", want.Kind, want.APIVersion, err)
 	}
 	if review.TypeMeta != want {
