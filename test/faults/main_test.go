@@ -204,23 +204,23 @@ func leader(t *testing.T, g *guard.Guard) *guard.Replica {
 	return nil
 }
 
-// claimOf is the claim of a pod's task, in which holders can be read.
-func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, []claim.Holder) {
+// claimOf is the claim of a pod's task.
+func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, error) {
 	t.Helper()
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	lease := &coordinationv1.Lease{}
-	if err := plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease); err != nil {
-		t.Fatal(err)
-	}
-	_, holders, _ := claim.Inspect(lease)
-	return lease, holders
+	return lease, plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease)
 }
 
 // held waits until the claim of a pod's task has these holders' pods.
 func held(t *testing.T, pod *corev1.Pod, want ...string) {
 	t.Helper()
 	eventually(t, func() error {
-		_, holders := claimOf(t, pod)
+		lease, err := claimOf(t, pod)
+		if err != nil {
+			return err
+		}
+		_, holders, _ := claim.Inspect(lease)
 		got := []string{}
 		for _, h := range holders {
 			got = append(got, h.Pod)
