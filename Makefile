@@ -42,6 +42,10 @@ test-unit: ## Run the tests that need no control plane
 test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
+.PHONY: test-faults
+test-faults: controlplane ## Break what solepod depends on, one thing after another (part of make test)
+	$(GO) test ./test/faults -v -count=1
+
 .PHONY: soak
 soak: controlplane ## Let tasks come and go for 20 minutes (SOAK) while replicas, certificates and the API server do
 	$(GO) test ./test/install -v -run 'TestSoak$$' -count=1 -timeout 2h -soak $(or $(SOAK),20m)
