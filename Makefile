@@ -9,6 +9,7 @@ VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || ech
 AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
 VERSIONS      ?= $(notdir $(wildcard test/controlplane/binaries/1.*))
 PACKAGES      ?= ./test/integration
+FUZZTIME      ?= 60s
 MODULES        = . $(wildcard test/controlplane/binaries/1.*)
 IMAGE         ?= ghcr.io/solepod/solepod
 PLATFORMS     ?= linux/amd64 linux/arm64
@@ -37,6 +38,16 @@ test: controlplane ## Run all tests, unit and integration
 .PHONY: test-unit
 test-unit: ## Run the tests that need no control plane
 	$(GO) test ./cmd/... ./pkg/...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for a minute (FUZZTIME), one after another
+	@for package in $$($(GO) list ./cmd/... ./pkg/...); do \
+		targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
+		for target in $$(echo "$$targets" | grep '^Fuzz'); do \
+			echo "=== $$package $$target"; \
+			$(GO) test $$package -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) || exit 1; \
+		done; \
+	done
 
 .PHONY: test-race
 test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
