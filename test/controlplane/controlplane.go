@@ -50,6 +50,9 @@ type Options struct {
 	Node bool
 	// Audit has the API server write down who did what to pods, in AuditLog.
 	Audit bool
+	// ClientCertificate has the API server show webhooks a certificate, which is
+	// of Caller and by ClientCA.
+	ClientCertificate bool
 	// Fsync has etcd wait for the disk, as it does in a cluster and need not in
 	// tests.
 	Fsync bool
@@ -98,6 +101,9 @@ type ControlPlane struct {
 	Kubeconfig string
 	// AuditLog is the path of the audit log, one JSON object a line.
 	AuditLog string
+	// ClientCA is the path of the CA certificate of those who authenticate by a
+	// certificate, the API server to webhooks among them.
+	ClientCA string
 	// Dir is a folder for what goes with the control plane; Stop removes it.
 	Dir string
 
@@ -156,6 +162,13 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 		c.AuditLog = filepath.Join(dir, "audit.log")
 		apiServer.Configure().Set("audit-policy-file", policy).Set("audit-log-path", c.AuditLog)
 	}
+	if o.ClientCertificate {
+		configuration, err := c.configureCaller()
+		if err != nil {
+			return nil, err
+		}
+		apiServer.Configure().Set("admission-control-config-file", configuration)
+	}
 	// Otherwise open watches keep it from ending for a minute.
 	apiServer.Configure().Set("shutdown-watch-termination-grace-period", "1s")
 	// Webhooks are called at the endpoints of their Service, since no kube-proxy
@@ -166,6 +179,12 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	}
 	if c.Admin, err = client.New(c.Config, client.Options{}); err != nil {
 		return nil, err
+	}
+	c.ClientCA = filepath.Join(apiServer.CertDir, "client-cert-auth-ca.crt")
+	if o.ClientCertificate {
+		if err = c.writeCaller(); err != nil {
+			return nil, err
+		}
 	}
 	if err = os.WriteFile(c.Kubeconfig, c.env.KubeConfig, 0o600); err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 var plane *controlplane.ControlPlane
 
 func TestMain(m *testing.M) {
-	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true}))
+	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true}))
 }
 
 // world is a set of namespaces for one test: two Airflows and the namespace in
