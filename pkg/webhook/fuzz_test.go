@@ -212,6 +212,9 @@ func (h *hostile) check(t *testing.T, setting uint8, body []byte, r *admissionv1
 		if strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			t.Errorf("not one line: %q", line)
 		}
+		if code := r.Result.Code; strings.ContainsAny(line, "\"'\\") && code != http.StatusBadRequest && code != http.StatusRequestEntityTooLarge {
+			t.Errorf("in JSON, inside Python, this becomes unreadable: %q", line)
+		}
 		if strings.Contains(line, "exceeded quota") && r.Result.Code == http.StatusForbidden {
 			t.Errorf("Airflow would try again for ever: %q", line)
 		}
@@ -227,11 +230,11 @@ func (h *hostile) check(t *testing.T, setting uint8, body []byte, r *admissionv1
 	if len(r.Patch) > 0 {
 		var patches []jsonpatch.JsonPatchOperation
 		if err := json.Unmarshal(r.Patch, &patches); err != nil || !r.Allowed || len(patches) != 2 {
-			t.Errorf("%v: %s", err, r.Patch)
+			t.Fatalf("%v: %s", err, r.Patch)
 		}
-		for _, patch := range patches {
-			if patch.Operation != "add" {
-				t.Errorf("%s is a %s", patch.Path, patch.Operation)
+		for i, path := range []string{"/metadata/labels/airflow-environment", "/metadata/annotations"} {
+			if patch := patches[i]; patch.Operation != "add" || patch.Path != path && patch.Path != path+"/solepod.io~1environment" {
+				t.Errorf("%s of %s", patch.Operation, patch.Path)
 			}
 		}
 	}
