@@ -54,6 +54,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -193,10 +194,19 @@ func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, e
 func read(lease *coordinationv1.Lease, now time.Time) (holders []Holder, ok bool) {
 	v := cmp.Or(lease.Labels[Label], version)
 	err := json.Unmarshal([]byte(lease.Annotations[annotationHolders]), &holders)
-	if v != version || err != nil || len(holders) == 0 {
+	if v != version || err != nil || len(holders) == 0 || len(holders) > maxHolders || slices.ContainsFunc(holders, Holder.forged) {
 		return []Holder{{ClaimedAt: metav1.NewTime(now)}}, false
 	}
 	return holders, true
+}
+
+// forged reports whether solepod can not have written a holder. Its pod could
+// not be asked for, or the claim could not be written with it, for ever.
+func (h Holder) forged() bool {
+	year := h.ClaimedAt.UTC().Year()
+	return h.Pod != "" && len(validation.IsDNS1123Subdomain(h.Pod)) > 0 ||
+		len(validation.IsValidLabelValue(h.Environment))+len(validation.IsValidLabelValue(h.Try)) > 0 ||
+		year < 0 || year > 9999
 }
 
 // identityOf is the identity that a claim's labels name. It is unknown if that

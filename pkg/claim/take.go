@@ -192,9 +192,10 @@ func (c *Claims) sight(ctx context.Context, id taskpod.Identity, holders []Holde
 	return seen, nil
 }
 
-// look returns the pod under a holder's name, or nil if there is none of this task.
+// look returns the pod under a holder's name, or nil if there is none of this
+// task, of which nothing may be known.
 func look(ctx context.Context, api API, id taskpod.Identity, h Holder) (*taskpod.Pod, error) {
-	if h.Pod == "" {
+	if h.Pod == "" || id == (taskpod.Identity{}) {
 		return nil, nil
 	}
 	var object corev1.Pod
