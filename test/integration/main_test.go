@@ -4,11 +4,13 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -24,7 +26,12 @@ import (
 var plane *controlplane.ControlPlane
 
 func TestMain(m *testing.M) {
-	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true}))
+	code := controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true})
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, "still running after the tests:", err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // world is a set of namespaces for one test: two Airflows and the namespace in

@@ -1,0 +1,76 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/solepod/solepod/test/guard"
+)
+
+// goroutines is how many goroutines a guard has.
+func goroutines(t *testing.T, g *guard.Guard) int {
+	t.Helper()
+	metrics, err := g.Metrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(metrics)
+	if match == nil {
+		t.Fatal("no go_goroutines in the metrics")
+	}
+	n, err := strconv.Atoi(string(match[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// What a review starts has ended with it, be it admitted, denied, refused or
+// broken off in the middle.
+func TestNothingIsLeftRunning(t *testing.T) {
+	w := newWorld(t, "leaks")
+	g := guard.Run(t, plane, guard.Options{})
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	load := func(rounds int) {
+		for i := range rounds {
+			name := fmt.Sprint("x-", i)
+			pod := w.mustCreate(alpha, name+" dag_id="+name)
+			if _, err := w.create(production, "other-"+name+" dag_id="+name); err == nil {
+				t.Fatalf("a second %s was admitted", name)
+			}
+			if err := alpha.Delete(t.Context(), pod); err != nil {
+				t.Fatal(err)
+			}
+			for _, body := range []io.Reader{
+				bytes.NewReader([]byte("{{{")),
+				io.MultiReader(bytes.NewReader(review(t, w.pod("half"))[:100]), broken{}),
+			} {
+				// The second one gets no answer, and its connection ends.
+				if r, _, err := post(t, g, body); err == nil && r.Allowed {
+					t.Fatalf("%+v", r)
+				}
+			}
+		}
+		w.eventuallyHeld()
+	}
+	load(5) // what stays, such as connections to the API server, is there
+	before := goroutines(t, g)
+	load(100)
+	eventually(t, func() error {
+		// A few come and go at all times.
+		if after := goroutines(t, g); after > before+10 {
+			return fmt.Errorf("%d goroutines before, %d after", before, after)
+		}
+		return nil
+	})
+}
+
+// broken ends a request in the middle of its body.
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.New("broken off") }
