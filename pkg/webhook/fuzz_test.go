@@ -293,7 +293,7 @@ func FuzzReviews(f *testing.F) {
 		}
 		f.Add(hooked, uint8(1), []byte("{{{"))
 		f.Add(hooked, uint8(2), []byte("null"))
-		f.Add(hooked, uint8(4), []byte(strings.Repeat(`{"request":`, 20_000)))
+		f.Add(hooked, uint8(4), []byte(strings.Repeat(`{"request":`, 200)))
 	}
 	f.Fuzz(func(t *testing.T, hooked, setting uint8, body []byte) {
 		answer := h.post(t, hooked, setting, body)
