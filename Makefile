@@ -5,10 +5,14 @@ GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lin
 REFERENCE     ?= $(GO) run github.com/elastic/crd-ref-docs@v0.3.0 --source-path=pkg/config --config=docs/templates/config.yaml --templates-dir=docs/templates --renderer=markdown --log-level=ERROR
 HELM          ?= $(GO) run helm.sh/helm/v4/cmd/helm@v4.3.1
 HELM_DOCS     ?= $(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root=manifests --log-level=error
+GOVULNCHECK   ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+GO_LICENSES   ?= $(GO) run github.com/google/go-licenses@v1.6.0
+# What is released is built with this toolchain, wherever it is built.
+TOOLCHAIN      = $(shell sed -n 's/^toolchain //p' go.mod)
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
 VERSIONS      ?= $(notdir $(wildcard test/controlplane/binaries/1.*))
-PACKAGES      ?= ./test/integration
+PACKAGES      ?= ./test/integration ./test/install
 FUZZTIME      ?= 60s
 MODULES        = . $(wildcard test/controlplane/binaries/1.*)
 IMAGE         ?= ghcr.io/solepod/solepod
@@ -53,6 +57,12 @@ fuzz: ## Run each fuzz target for a minute (FUZZTIME), one after another
 test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
+# The exploration of claims goes one step at a time: there are no races in it.
+.PHONY: test-race-detector
+test-race-detector: controlplane ## Run the unit tests, and three replicas at work, under Go's race detector (needs gcc)
+	$(GO) test -race -skip '^(TestAllInterleavings|TestBrokenProtocolsAreFound)$$' ./certs/... ./cmd/... ./pkg/...
+	$(GO) test -race ./test/race -run '^(TestRace|TestMappedBesideUnmapped)$$' -rounds 50
+
 .PHONY: test-faults
 test-faults: controlplane ## Break what solepod depends on, one thing after another (part of make test)
 	$(GO) test ./test/faults -v -count=1
@@ -65,6 +75,8 @@ soak: controlplane ## Let tasks come and go for 20 minutes (SOAK) while replicas
 bench: controlplane ## Compare creates with solepod, without, and with others (about 20 minutes; FLAGS=-help)
 	$(GO) test ./pkg/webhook -run '^$$' -bench . -benchmem
 	$(GO) run ./test/bench -json bin/bench.json -benchfmt bin/bench.txt $(FLAGS)
+	@echo "=== the same, with an etcd that does not wait for the disk"
+	$(GO) run ./test/bench -fsync=false -sizes 5000 -memory 0 -json bin/bench-no-fsync.json $(FLAGS)
 
 .PHONY: test-versions
 test-versions: ## Run the integration tests on each version of Kubernetes: VERSIONS="1.34 1.37"
@@ -80,7 +92,7 @@ controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, u
 	@$(GO) run ./test/controlplane/build >/dev/null
 
 # -buildvcs=auto puts the commit into the binary, whatever GOFLAGS say.
-BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
+BUILD = GOTOOLCHAIN=$(TOOLCHAIN) CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
 BINARIES  = $(foreach platform,$(PLATFORMS),bin/solepod-$(subst /,-,$(platform)))
 CYCLONEDX = $(GO) run -exec 'env GOOS=linux GOARCH=amd64 CGO_ENABLED=0' github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 # A storage of its own, so that nothing is left in the user's; vfs works everywhere.
@@ -123,6 +135,24 @@ test-page: ## Look at the page of solepod audit with a browser (needs chromium)
 sbom: ## Write bin/solepod.cdx.json, which lists the modules in the image
 	@mkdir -p bin
 	$(CYCLONEDX) app -json -licenses -std -noserial -notimestamp -main cmd/solepod -output bin/solepod.cdx.json
+
+# The database is the newest that the module proxy has, like everything else.
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities in what solepod calls
+	@dir=$$($(GO) mod download -json golang.org/x/vulndb@latest | sed -n 's/^.*"Dir": "\(.*\)",$$/\1/p') && \
+	GOTOOLCHAIN=$(TOOLCHAIN) $(GOVULNCHECK) -db "file://$$dir/data/osv" ./cmd/...
+
+.PHONY: licences
+licences: ## Fail if something in the binary has a licence that is not one of these
+	@mkdir -p bin && $(GO_LICENSES) check ./cmd/solepod --allowed_licenses=Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0 2>bin/licences.log || \
+	{ grep -v 'non-Go code\|^/' bin/licences.log; exit 1; }
+
+# In another folder, and from nothing: with a build cache of its own.
+.PHONY: reproducible
+reproducible: build ## Build the binary again in another folder, and compare
+	@other=$$(mktemp -d) && git clone --quiet . "$$other/solepod" && \
+	GOCACHE="$$other/cache" $(MAKE) --no-print-directory -C "$$other/solepod" build VERSION=$(VERSION) && \
+	cmp bin/solepod "$$other/solepod/bin/solepod" && sha256sum bin/solepod && rm -rf "$$other"
 
 .PHONY: lint
 lint: ## Run golangci-lint

@@ -2,6 +2,8 @@ module github.com/solepod/solepod
 
 go 1.26.0
 
+toolchain go1.26.9
+
 require (
 	github.com/agnivade/levenshtein v1.2.2
 	github.com/cert-manager/cert-manager v1.21.2

@@ -172,14 +172,15 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	return g, err
 }
 
-// Binary builds solepod, once for all uses with a control plane.
+// Binary builds solepod, once for all uses with a control plane, with the race
+// detector if the test has it.
 func Binary(ctx context.Context, plane *controlplane.ControlPlane) (string, error) {
 	root, err := controlplane.Repository(ctx)
 	if err != nil {
 		return "", err
 	}
 	binary := filepath.Join(plane.Dir, "solepod")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/solepod")
+	build := exec.CommandContext(ctx, "go", append(append([]string{"build"}, raceFlags()...), "-o", binary, "./cmd/solepod")...)
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building solepod: %w\n%s", err, out)

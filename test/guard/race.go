@@ -1,0 +1,5 @@
+//go:build race
+
+package guard
+
+func raceFlags() []string { return []string{"-race"} }
