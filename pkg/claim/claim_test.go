@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/util/workqueue"
 	"pgregory.net/rapid"
@@ -36,7 +37,8 @@ import (
 var now = epoch.Add(time.Hour)
 
 func cluster(objects ...client.Object) client.WithWatch {
-	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...)
+	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...).
+		WithTypeConverters(managedfields.NewDeducedTypeConverter()) // the default takes milliseconds to make
 	for index, keys := range Indexes() {
 		builder.WithIndex(&corev1.Pod{}, index, keys)
 	}

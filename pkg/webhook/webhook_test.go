@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -72,6 +73,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 func cluster(t testing.TB, pods ...*corev1.Pod) client.WithWatch {
 	t.Helper()
 	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).
+		WithTypeConverters(managedfields.NewDeducedTypeConverter()). // the default takes milliseconds to make
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
 		}})
