@@ -17,9 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/util/workqueue"
 	"pgregory.net/rapid"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -37,8 +37,11 @@ import (
 var now = epoch.Add(time.Hour)
 
 func cluster(objects ...client.Object) client.WithWatch {
-	builder := fake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(objects...).
-		WithTypeConverters(managedfields.NewDeducedTypeConverter()) // the default takes milliseconds to make
+	// The fake goes through its scheme at each write; the whole of it takes milliseconds.
+	small := runtime.NewScheme()
+	small.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{})
+	small.AddKnownTypes(coordinationv1.SchemeGroupVersion, &coordinationv1.Lease{}, &coordinationv1.LeaseList{})
+	builder := fake.NewClientBuilder().WithScheme(small).WithObjects(objects...).WithTypeConverters(managedfields.NewDeducedTypeConverter())
 	for index, keys := range Indexes() {
 		builder.WithIndex(&corev1.Pod{}, index, keys)
 	}
