@@ -97,7 +97,7 @@ func TestFreshness(t *testing.T) {
 			if ended(w) {
 				t.Error("it has ended before its time")
 			}
-			time.Sleep(2)
+			time.Sleep(2 * time.Nanosecond)
 			synctest.Wait()
 			if !ended(w) || !last.IsStopped() {
 				t.Error("it goes on")
