@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -51,6 +52,13 @@ func reviews(webhook *admission.Webhook) http.Handler {
 }
 
 func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admissionv1.AdmissionReview, error) {
+	// The server gives a body any time to arrive: who sends half a review would keep
+	// memory and a connection for good. Only what is no connection, as in tests,
+	// takes no deadline.
+	connection := http.NewResponseController(w)
+	if deadline, ok := r.Context().Deadline(); ok {
+		_ = connection.SetReadDeadline(deadline)
+	}
 	var review admissionv1.AdmissionReview
 	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, MaxReview), &review, jsontext.AllowDuplicateNames(true)); err != nil {
 		return nil, fmt.Errorf("solepod takes %s of %s only: %w", want.Kind, want.APIVersion, err)
@@ -61,6 +69,7 @@ func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admiss
 	if review.Request == nil {
 		return nil, errors.New("the review has no request")
 	}
+	_ = connection.SetReadDeadline(time.Time{}) // the rest is not about this sender's pace
 	return &review, nil
 }
 

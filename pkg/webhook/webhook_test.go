@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -444,5 +445,43 @@ func TestGoodbye(t *testing.T) {
 			t.Errorf("Connection: %q, want %q", got, want)
 		}
 		stop()
+	}
+}
+
+// Who sends half a review and waits is answered in time all the same, and his
+// connection ends. One that is on time may be used again.
+func TestSlowReviews(t *testing.T) {
+	h := newHooks(cluster(t), cluster(t), nil)
+	server := httptest.NewServer(hook(t.Context(), &h.guard))
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	body := review(taskPod("n"), nil)
+	send := func(body io.Reader) (*admissionv1.AdmissionResponse, bool) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+"/guard?timeout=2s", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := server.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out admissionv1.AdmissionReview
+		if err := errors.Join(json.NewDecoder(resp.Body).Decode(&out), resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Response, resp.Close
+	}
+	for range 2 {
+		if r, closed := send(bytes.NewReader(body)); !r.Allowed || closed {
+			t.Errorf("in one piece: %s, closed: %v", outcome(r), closed)
+		}
+	}
+	half, writer := io.Pipe()
+	defer func() { _ = writer.Close() }()
+	go func() { _, _ = writer.Write(body[:len(body)/2]) }()
+	if r, closed := send(half); r.Allowed || r.Result.Code != http.StatusBadRequest || !closed {
+		t.Errorf("half of one: %s, closed: %v", outcome(r), closed)
 	}
 }

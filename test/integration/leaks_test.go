@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/solepod/solepod/test/guard"
@@ -68,6 +70,20 @@ func TestNothingIsLeftRunning(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Who sends half a review and waits does not keep solepod's memory for longer
+// than he says that he would wait.
+func TestHalfAReview(t *testing.T) {
+	w := newWorld(t, "half")
+	g := guard.Run(t, plane, guard.Options{})
+	half, writer := io.Pipe()
+	defer func() { _ = writer.Close() }()
+	go func() { _, _ = writer.Write(review(t, w.pod("x"))[:100]) }()
+	r, _, err := postTo(t, g, "/guard?timeout=1s", half)
+	if err != nil || r.Allowed || r.Result.Code != http.StatusBadRequest || !strings.Contains(r.Result.Message, "timeout") {
+		t.Errorf("%v: %+v", err, r)
+	}
 }
 
 // broken ends a request in the middle of its body.

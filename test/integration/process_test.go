@@ -61,11 +61,16 @@ func reviewOf(t *testing.T, pod *corev1.Pod, uid types.UID) []byte {
 // post sends a review straight to a guard, over a connection of its own.
 func post(t *testing.T, g *guard.Guard, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
 	t.Helper()
+	return postTo(t, g, "/guard", body)
+}
+
+func postTo(t *testing.T, g *guard.Guard, path string, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
+	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(g.CA)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+g.Address+"/guard", body)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+g.Address+path, body)
 	if err != nil {
 		t.Fatal(err)
 	}
