@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/api/validation"
-	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,7 +35,7 @@ func strict(t *testing.T, objects ...client.Object) client.WithWatch {
 	}
 	return interceptor.NewClient(cluster(objects...), interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, object client.Object, options ...client.GetOption) error {
-			if key.Namespace == "" || key.Name == "" || len(path.IsValidPathSegmentName(key.Name)) > 0 {
+			if key.Namespace == "" || key.Name == "" || len(content.IsPathSegmentName(key.Name)) > 0 {
 				t.Errorf("read: %q", key)
 				return apierrors.NewBadRequest("client-go does not ask for this")
 			}
