@@ -266,7 +266,7 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 		go b.write(busy)
 	}
 	for turn := -1; turn < b.o.rounds; turn++ { // the first one warms up
-		for _, i := range rand.Perm(len(l.path.variants)) {
+		for _, i := range rand.Perm(len(l.path.variants)) { //nolint:gosec // an order, not a secret
 			v := l.path.variants[i]
 			took, err := b.turn(ctx, l, v)
 			if err != nil {

@@ -130,7 +130,7 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 		return err
 	}
 	if o.benchFmt != "" {
-		if err := writeFile(o.benchFmt, func(w io.Writer) error { return all.benchFormat(w) }); err != nil {
+		if err := writeFile(o.benchFmt, all.benchFormat); err != nil {
 			return err
 		}
 	}

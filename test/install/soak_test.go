@@ -77,7 +77,7 @@ func (s *soaking) task(ctx context.Context, name string, airflows map[string]cli
 				s.mu.Lock()
 				s.count(err)
 				s.mu.Unlock()
-				return false, nil
+				return false, nil //nolint:nilerr // it is counted, and tried again
 			}
 			return true, nil
 		})
