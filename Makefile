@@ -37,7 +37,7 @@ run: ## Leave control plane and guard running, and print the KUBECONFIG
 
 .PHONY: test
 test: controlplane ## Run all tests, unit and integration
-	$(GO) test ./...
+	$(GO) test -timeout 30m ./...
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no control plane
