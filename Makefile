@@ -43,13 +43,22 @@ test: controlplane ## Run all tests, unit and integration
 test-unit: ## Run the tests that need no control plane
 	$(GO) test ./cmd/... ./pkg/...
 
+# A worker that is in the middle of something when its time is over makes go test
+# fail with "context deadline exceeded", up to go1.26 (https://go.dev/issue/75804).
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for a minute (FUZZTIME), one after another
 	@for package in $$($(GO) list ./cmd/... ./pkg/...); do \
 		targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
 		for target in $$(echo "$$targets" | grep '^Fuzz'); do \
 			echo "=== $$package $$target"; \
-			$(GO) test $$package -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x || exit 1; \
+			out=$$($(GO) test $$package -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x 2>&1); failed=$$?; \
+			echo "$$out"; \
+			if [ $$failed = 0 ]; then continue; fi; \
+			case "$$out" in \
+			*'Failing input'*|*'seed corpus'*|*panic*) exit 1 ;; \
+			*'    context deadline exceeded'*) echo "Nothing was found: https://go.dev/issue/75804" ;; \
+			*) exit 1 ;; \
+			esac; \
 		done; \
 	done
 
