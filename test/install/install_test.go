@@ -69,7 +69,7 @@ func documented(t *testing.T, c *cluster, file, text string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, block := range regexp.MustCompile("(?s)```\n(.*?)```\n").FindAllStringSubmatch(string(content), -1) {
+	for _, block := range regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```$").FindAllStringSubmatch(string(content), -1) {
 		if strings.Contains(block[1], text) {
 			return block[1]
 		}

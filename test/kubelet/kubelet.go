@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -223,7 +224,7 @@ func (k *Kubelet) syncPod(ctx context.Context, object *corev1.Pod) error {
 		if down {
 			break
 		}
-		if err := p.start(k.Binary); err != nil {
+		if err := k.start(ctx, p); err != nil {
 			return err
 		}
 	default:
@@ -283,25 +284,32 @@ func (k *Kubelet) run(ctx context.Context, object *corev1.Pod) error {
 	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
 		return err
 	}
-	for _, address := range []*string{&p.Address, &p.MetricsAddress, &p.health} {
-		if *address, err = controlplane.FreeAddress(ctx, k.ip); err != nil {
-			return err
-		}
-	}
 	for _, arg := range container.Args {
 		for _, mount := range container.VolumeMounts {
 			arg = strings.ReplaceAll(arg, mount.MountPath, filepath.Join(dir, mount.Name))
 		}
 		p.args = append(p.args, arg)
 	}
-	p.args = append(p.args, "--kubeconfig="+kubeconfig, "--webhook-bind-address="+p.Address,
-		"--metrics-bind-address="+p.MetricsAddress, "--health-probe-bind-address="+p.health)
+	p.args = append(p.args, "--kubeconfig="+kubeconfig)
+	if err := k.start(ctx, p); err != nil {
+		return err
+	}
 	k.pods[object.UID] = p
-	return p.start(k.Binary)
+	return nil
 }
 
-func (p *pod) start(binary string) (err error) {
-	p.process, err = controlplane.StartProcess(exec.Command(binary, p.args...), p.Log)
+// start runs the process of a pod, at new addresses unless it has been ready at
+// those that it has: somebody else may have taken one before it came to use it.
+func (k *Kubelet) start(ctx context.Context, p *pod) (err error) {
+	if !p.ready {
+		for _, address := range []*string{&p.Address, &p.MetricsAddress, &p.health} {
+			if *address, err = controlplane.FreeAddress(ctx, k.ip); err != nil {
+				return err
+			}
+		}
+	}
+	args := append(slices.Clone(p.args), "--webhook-bind-address="+p.Address, "--metrics-bind-address="+p.MetricsAddress, "--health-probe-bind-address="+p.health)
+	p.process, err = controlplane.StartProcess(exec.Command(k.Binary, args...), p.Log)
 	return err
 }
 
