@@ -373,17 +373,29 @@ func (c *ControlPlane) Counted(ctx context.Context, counter string, labels ...st
 }
 
 // FreeAddress finds a port of a host on which nobody listens, below those that the
-// system gives to connections: one of those might be taken before it is used.
+// system gives to connections: one of those might be taken before it is used. The
+// tests of other packages do not get it within the next minute: a port of its own
+// says that it is about to be used.
 func FreeAddress(ctx context.Context, host string) (string, error) {
 	const lowest, count, attempts = 20000, 10000, 100
+	listen := func(host string, port int) (net.Listener, error) {
+		return new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	}
 	var last error
 	for range attempts {
-		address := net.JoinHostPort(host, strconv.Itoa(lowest+rand.IntN(count))) //nolint:gosec // no secret
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if err == nil {
-			return address, listener.Close()
+		port := lowest + rand.IntN(count) //nolint:gosec // no secret
+		claim, err := listen("127.0.0.1", port-count)
+		if err != nil {
+			last = err
+			continue
 		}
-		last = err
+		listener, err := listen(host, port)
+		if err != nil {
+			last = errors.Join(err, claim.Close())
+			continue
+		}
+		time.AfterFunc(time.Minute, func() { _ = claim.Close() })
+		return listener.Addr().String(), listener.Close()
 	}
 	return "", fmt.Errorf("finding a free port: %w", last)
 }
