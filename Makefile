@@ -104,7 +104,7 @@ controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, u
 # -buildvcs=auto puts the commit into the binary, whatever GOFLAGS say.
 BUILD = GOTOOLCHAIN=$(TOOLCHAIN) CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
 BINARIES  = $(foreach platform,$(PLATFORMS),bin/solepod-$(subst /,-,$(platform)))
-CYCLONEDX = $(GO) run -exec 'env GOOS=linux GOARCH=amd64 CGO_ENABLED=0' github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+CYCLONEDX = GOTOOLCHAIN=$(TOOLCHAIN) $(GO) run -exec 'env GOOS=linux GOARCH=amd64 CGO_ENABLED=0' github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 # A storage of its own, so that nothing is left in the user's; vfs works everywhere.
 BUILDAH   = buildah --root $(CURDIR)/bin/buildah --runroot $(CURDIR)/bin/buildah/run --storage-driver vfs
 # All times in the image are the commit's, so that each build of it is the same.
