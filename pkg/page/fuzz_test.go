@@ -22,9 +22,9 @@ func FuzzPage(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, name, environment, task, detail string, n uint8) {
 		got := rendered(t, n, name, environment, task, detail)
-		harmless := strings.NewReplacer("<", "(", ">", ")", `"`, "!", "'", "!", "`", "!", "&", "+", "=", "-")
+		harmless := strings.NewReplacer("<", "(", ">", ")", `"`, "!", "'", "!", "&", "+", "=", "-")
 		want := rendered(t, n, harmless.Replace(name), harmless.Replace(environment), harmless.Replace(task), harmless.Replace(detail))
-		for _, mark := range []string{"<", ">", `"`, "'", "`", "<script", "<!--"} {
+		for _, mark := range []string{"<", ">", `"`, "'", "<script", "<!--"} {
 			if had, has := strings.Count(want, mark), strings.Count(got, mark); had != has {
 				t.Errorf("%d times %s, and not %d", has, mark, had)
 			}
