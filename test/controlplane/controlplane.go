@@ -318,6 +318,35 @@ func (c *ControlPlane) Airflow(ctx context.Context, accountNamespace, accountNam
 	return config, c.WaitAllowed(ctx, serviceaccount.MakeUsername(accountNamespace, accountName), podNamespace, "create", "pods")
 }
 
+// Airflows are the clients of Airflow alpha and production, by environment,
+// without a limit of their own on how fast they are. Their namespaces, which are
+// labelled with the environment, and that of their pods are created if they do
+// not exist.
+func (c *ControlPlane) Airflows(ctx context.Context, podNamespace string) (map[string]client.Client, error) {
+	out := map[string]client.Client{}
+	for namespace, labels := range map[string]map[string]string{
+		podNamespace:         nil,
+		"airflow-alpha":      {"airflow-environment": "alpha"},
+		"airflow-production": {"airflow-environment": "production"},
+	} {
+		object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: labels}}
+		if err := c.Admin.Create(ctx, object); err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, err
+		}
+	}
+	for _, environment := range []string{"alpha", "production"} {
+		config, err := c.Airflow(ctx, "airflow-"+environment, "airflow", podNamespace)
+		if err != nil {
+			return nil, err
+		}
+		config.QPS = -1
+		if out[environment], err = client.New(config, client.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 // WaitAllowed waits until a user may do something in a namespace: the API
 // server's authorizer learns of roles by a watch.
 func (c *ControlPlane) WaitAllowed(ctx context.Context, user, namespace, verb, resource string) error {

@@ -17,7 +17,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -54,28 +53,11 @@ func eventually(t *testing.T, condition func() error) {
 // airflows are the clients of alpha's and production's Airflow.
 func airflows(t *testing.T) map[string]client.Client {
 	t.Helper()
-	out := map[string]client.Client{}
-	for namespace, labels := range map[string]map[string]string{
-		jobs:                 nil,
-		"airflow-alpha":      {"airflow-environment": "alpha"},
-		"airflow-production": {"airflow-environment": "production"},
-	} {
-		object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: labels}}
-		if err := plane.Admin.Create(t.Context(), object); err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+	clients, err := plane.Airflows(t.Context(), jobs)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, environment := range []string{"alpha", "production"} {
-		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", jobs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.QPS = -1
-		if out[environment], err = client.New(config, client.Options{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return out
+	return clients
 }
 
 // pod is one of a task that is told apart by its run, with labels key=value.

@@ -18,7 +18,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,31 +47,14 @@ func TestMain(m *testing.M) {
 	os.Exit(controlplane.Main(m, &plane, controlplane.Options{}))
 }
 
-// airflows are the clients of Airflow alpha and production, without a limit of
-// their own on how fast they are.
+// airflows are the clients of alpha's and production's Airflow.
 func airflows(t *testing.T) map[string]client.Client {
 	t.Helper()
-	out := map[string]client.Client{}
-	for _, name := range []string{"airflow-alpha", "airflow-production", namespace} {
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
-		if environment, ok := map[string]string{"airflow-alpha": "alpha", "airflow-production": "production"}[name]; ok {
-			ns.Labels = map[string]string{"airflow-environment": environment}
-		}
-		if err := plane.Admin.Create(t.Context(), ns); err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+	clients, err := plane.Airflows(t.Context(), namespace)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, environment := range []string{"alpha", "production"} {
-		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", namespace)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.QPS = -1
-		if out[environment], err = client.New(config, client.Options{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return out
+	return clients
 }
 
 // tally counts answers to creates.
