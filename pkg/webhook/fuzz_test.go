@@ -172,7 +172,7 @@ const supersedes = 1 << 1
 
 // post posts a body to one of the hooks and checks the answer, and what was
 // done before it.
-func (h *hostile) post(t *testing.T, hooked, setting uint8, body []byte) *admissionv1.AdmissionResponse {
+func (h *hostile) post(t *testing.T, which, setting uint8, body []byte) *admissionv1.AdmissionResponse {
 	t.Helper()
 	h.writes, h.events = nil, 0
 	cfg := settings(setting)
@@ -185,10 +185,10 @@ func (h *hostile) post(t *testing.T, hooked, setting uint8, body []byte) *admiss
 		hooks.guard.now = func() time.Time { return h.now }
 		hooks.access.now = hooks.guard.now
 	})
-	handler := []admission.Handler{&hooks.stamp, &hooks.guard, &hooks.access}[hooked%3]
+	handler := []admission.Handler{&hooks.stamp, &hooks.guard, &hooks.access}[which%3]
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/?timeout=10s", bytes.NewReader(body))
 	answer := httptest.NewRecorder()
-	hook(req.Context(), handler).ServeHTTP(answer, req)
+	hooked(req.Context(), handler).ServeHTTP(answer, req)
 	if answer.Code != http.StatusOK || answer.Body.Len() > mostAnswer {
 		t.Fatalf("status %d, %d bytes", answer.Code, answer.Body.Len())
 	}
@@ -278,7 +278,7 @@ func checkMetrics(t *testing.T, registry prometheus.Gatherer) {
 // FuzzReviews posts anything.
 func FuzzReviews(f *testing.F) {
 	h := newHostile(f)
-	for hooked := range uint8(3) {
+	for which := range uint8(3) {
 		for _, change := range []func(*admissionv1.AdmissionReview){
 			nil,
 			func(r *admissionv1.AdmissionReview) { r.Request = nil },
@@ -291,14 +291,14 @@ func FuzzReviews(f *testing.F) {
 				r.Request.Operation, r.Request.SubResource = admissionv1.Connect, "exec"
 			},
 		} {
-			f.Add(hooked, uint8(0), review(taskPod("n"), change))
+			f.Add(which, uint8(0), review(taskPod("n"), change))
 		}
-		f.Add(hooked, uint8(1), []byte("{{{"))
-		f.Add(hooked, uint8(2), []byte("null"))
-		f.Add(hooked, uint8(4), []byte(strings.Repeat(`{"request":`, 200)))
+		f.Add(which, uint8(1), []byte("{{{"))
+		f.Add(which, uint8(2), []byte("null"))
+		f.Add(which, uint8(4), []byte(strings.Repeat(`{"request":`, 200)))
 	}
-	f.Fuzz(func(t *testing.T, hooked, setting uint8, body []byte) {
-		answer := h.post(t, hooked, setting, body)
+	f.Fuzz(func(t *testing.T, which, setting uint8, body []byte) {
+		answer := h.post(t, which, setting, body)
 		var said struct{ Request struct{ UID string } }
 		if err := json.Unmarshal(body, &said); err != nil || answer.UID == "" {
 			// What can not be read has no UID.
@@ -332,7 +332,7 @@ func FuzzLies(f *testing.F) {
 	const alpha, admin = "system:serviceaccount:airflow-alpha:airflow", "kubernetes-admin"
 	fresh, own := object("n", "task_id=fresh"), object("y", "task_id=retried", "airflow-environment=alpha")
 	// Few enough for a minute of fuzzing to be spent on others.
-	for hooked := range uint8(3) {
+	for which := range uint8(3) {
 		for i, seed := range [][]byte{
 			fresh, object("n"), object("n", "map_index=3"), object("n", "task_id=mapped", "map_index=2"), object("n", "task_id=in-flight"),
 			object("n", "task_id=retried", "try_number=2"), object("n", "task_id=full", "airflow-environment=alpha"),
@@ -342,17 +342,17 @@ func FuzzLies(f *testing.F) {
 			[]byte(`{"metadata":{"ownerReferences":[{"controller":false},{"controller":true},null,{}],"managedFields":{},"finalizers":7}}`),
 		} {
 			setting := []uint8{0xff, 0, supersedes}[i%3]
-			f.Add(hooked, setting, "CREATE", "review-1", "data-jobs", "", "pods", "", alpha, false, seed, []byte(nil))
-			f.Add(hooked, setting, "CREATE", "review-1", "data-jobs", "n", "pods", "", admin, true, seed, []byte(nil))
-			f.Add(hooked, setting, "UPDATE", "", "elsewhere", "n", "pods", "status", alpha, false, seed, fresh)
-			f.Add(hooked, setting, "DELETE", "\n", "data-jobs", "x", "pods", "", alpha, false, []byte(nil), seed)
-			f.Add(hooked, setting, "UPDATE", "review-1", "data-jobs", "y", "pods", "", alpha, false, own, seed)
+			f.Add(which, setting, "CREATE", "review-1", "data-jobs", "", "pods", "", alpha, false, seed, []byte(nil))
+			f.Add(which, setting, "CREATE", "review-1", "data-jobs", "n", "pods", "", admin, true, seed, []byte(nil))
+			f.Add(which, setting, "UPDATE", "", "elsewhere", "n", "pods", "status", alpha, false, seed, fresh)
+			f.Add(which, setting, "DELETE", "\n", "data-jobs", "x", "pods", "", alpha, false, []byte(nil), seed)
+			f.Add(which, setting, "UPDATE", "review-1", "data-jobs", "y", "pods", "", alpha, false, own, seed)
 		}
-		f.Add(hooked, uint8(0), "CONNECT", "review-1", "data-jobs", "x", "pods", "exec", alpha, false, []byte("{}"), []byte(nil))
-		f.Add(hooked, uint8(0), "EXPLODE", "review-1", "data-jobs", "x", "pods", "exec", alpha, false, fresh, fresh)
-		f.Add(hooked, uint8(0), "CREATE", "review-1", "", "", "deployments", "scale", "system:serviceaccount:::", false, fresh, fresh)
+		f.Add(which, uint8(0), "CONNECT", "review-1", "data-jobs", "x", "pods", "exec", alpha, false, []byte("{}"), []byte(nil))
+		f.Add(which, uint8(0), "EXPLODE", "review-1", "data-jobs", "x", "pods", "exec", alpha, false, fresh, fresh)
+		f.Add(which, uint8(0), "CREATE", "review-1", "", "", "deployments", "scale", "system:serviceaccount:::", false, fresh, fresh)
 	}
-	f.Fuzz(func(t *testing.T, hooked, setting uint8, operation, uid, namespace, name, resource, subresource, user string, dryRun bool, object, old []byte) {
+	f.Fuzz(func(t *testing.T, which, setting uint8, operation, uid, namespace, name, resource, subresource, user string, dryRun bool, object, old []byte) {
 		raw := func(content []byte) (out runtime.RawExtension) {
 			if len(content) == 0 {
 				return out
@@ -374,7 +374,7 @@ func FuzzLies(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer := h.post(t, hooked, setting, body)
+		answer := h.post(t, which, setting, body)
 		if want := string([]rune(uid)); string(answer.UID) != want && answer.Result.Code != http.StatusBadRequest {
 			t.Errorf("the answer to %q is to %q", want, answer.UID)
 		}

@@ -57,10 +57,10 @@ func TestMemory(t *testing.T) {
 			for _, handler := range []admission.Handler{&h.stamp, &h.guard, &h.access} {
 				req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body))
 				answer := httptest.NewRecorder()
-				hooked := hook(t.Context(), handler)
+				served := hooked(t.Context(), handler)
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
-				hooked.ServeHTTP(answer, req)
+				served.ServeHTTP(answer, req)
 				runtime.ReadMemStats(&after)
 				if times := (after.TotalAlloc - before.TotalAlloc) / uint64(len(body)); times > mostMemory {
 					t.Errorf("%T: %d times the size of the review, which is %d", handler, times, len(body))

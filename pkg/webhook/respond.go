@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"unicode"
@@ -99,6 +100,9 @@ func oneLine(message string) string {
 		return '_'
 	}, shorten(message))
 }
+
+// brief is err for a log: it may quote what a forged review is full of.
+func brief(err error) error { return errors.New(oneLine(err.Error())) }
 
 // statusReason is Forbidden or Conflict, and never AlreadyExists: on that the
 // API server would retry a create with generateName by itself.

@@ -155,7 +155,7 @@ func (r *reviewer) failed(ctx context.Context, req admission.Request, err error)
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow
 	r.counters.decisions.WithLabelValues(operationOf(req), verdictFailed, string(status.Reason), "").Inc()
-	ctrllog.FromContext(ctx).Error(err, "Could not decide", "admitted", admit, "code", status.Code)
+	ctrllog.FromContext(ctx).Error(brief(err), "Could not decide", "admitted", admit, "code", status.Code)
 	if admit {
 		response := admission.Allowed("")
 		response.Warnings = []string{status.Message}

@@ -10,6 +10,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/go-logr/logr"
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
@@ -19,6 +20,30 @@ import (
 // MaxReview is how many bytes of a review are read: two objects of 3 MiB each,
 // which is the most that an API server takes, and what stands around them.
 const MaxReview = 7 << 20
+
+// A large review is one of more than largeReview bytes, or of a length that its
+// sender does not tell. Task pods are some ten KiB, and their reviews never wait
+// for one another. Of large ones, each of which may take many times its size
+// while it is decided on, only largeAtOnce are read at the same time.
+const (
+	largeReview = 256 << 10
+	largeAtOnce = 4
+)
+
+// withTurns has large reviews wait until there is room for them, and sends
+// them away if there is none before the deadline.
+func withTurns(large *semaphore.Weighted, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength < 0 || r.ContentLength > largeReview {
+			if err := large.Acquire(r.Context(), 1); err != nil {
+				http.Error(w, fmt.Sprintf("solepod reads %d reviews of more than %d bytes at once, and others did not end in time", largeAtOnce, largeReview), http.StatusServiceUnavailable)
+				return
+			}
+			defer large.Release(1)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
 
 // reviews reads reviews, has a webhook handle them, and writes its answers.
 //
@@ -36,13 +61,13 @@ func reviews(webhook *admission.Webhook) http.Handler {
 		case err == nil:
 			response = webhook.Handle(r.Context(), admission.Request{AdmissionRequest: *review.Request})
 		case errors.As(err, &tooLarge):
-			response = admission.Errored(http.StatusRequestEntityTooLarge, err)
+			response = admission.Errored(http.StatusRequestEntityTooLarge, brief(err))
 		default:
-			response = admission.Errored(http.StatusBadRequest, err)
+			response = admission.Errored(http.StatusBadRequest, brief(err))
 		}
 		log := ctrllog.FromContext(r.Context())
 		if err != nil {
-			log.Error(err, "Could not read a review", "address", r.RemoteAddr)
+			log.Error(brief(err), "Could not read a review", "address", r.RemoteAddr)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(admissionv1.AdmissionReview{TypeMeta: want, Response: &response.AdmissionResponse}); err != nil {
@@ -73,11 +98,12 @@ func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admiss
 	return &review, nil
 }
 
-// logOf has what identifies a review on each of its log lines.
+// logOf has what identifies a review on each of its log lines. In a forged one
+// all of it can be megabytes long.
 func logOf(base logr.Logger, req *admission.Request) logr.Logger {
 	if req == nil {
 		return base
 	}
-	return base.WithValues("operation", req.Operation, "namespace", req.Namespace, "name", req.Name,
-		"user", req.UserInfo.Username, "uid", req.UID)
+	return base.WithValues("operation", shorten(string(req.Operation)), "namespace", shorten(req.Namespace), "name", shorten(req.Name),
+		"user", shorten(req.UserInfo.Username), "uid", shorten(string(req.UID)))
 }

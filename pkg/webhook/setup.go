@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -48,9 +49,9 @@ func CacheOptions(namespace string, fresh *Freshness) cache.Options {
 }
 
 // hook serves a handler until ctx ends, with what identifies a review on each of
-// its log lines.
-func hook(ctx context.Context, handler admission.Handler) http.Handler {
-	return withGoodbye(ctx, withDeadline(reviews(&admission.Webhook{Handler: handler, LogConstructor: logOf})))
+// its log lines. Hooks that share memory share large.
+func hook(ctx context.Context, large *semaphore.Weighted, handler admission.Handler) http.Handler {
+	return withGoodbye(ctx, withDeadline(withTurns(large, reviews(&admission.Webhook{Handler: handler, LogConstructor: logOf}))))
 }
 
 // withGoodbye closes connections after an answer, once ctx has ended. A server
@@ -153,19 +154,19 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		},
 	}
 	recorder := mgr.GetEventRecorder("solepod")
-	server := mgr.GetWebhookServer()
-	server.Register(StampPath, hook(ctx, &Stamp{
+	server, large := mgr.GetWebhookServer(), semaphore.NewWeighted(largeAtOnce)
+	server.Register(StampPath, hook(ctx, large, &Stamp{
 		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
 	}))
 	pods := podReader{cache: mgr.GetCache(), live: api}
-	server.Register(GuardPath, hook(ctx, &Guard{
+	server.Register(GuardPath, hook(ctx, large, &Guard{
 		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(), pods: pods, now: time.Now,
 		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics},
 		superseder: api,
 	}))
 	failOpen := reviewer
 	failOpen.onError = config.OnErrorAllow
-	server.Register(AccessPath, hook(ctx, &Access{
+	server.Register(AccessPath, hook(ctx, large, &Access{
 		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(),
 		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
 	}))

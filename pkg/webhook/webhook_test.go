@@ -11,10 +11,13 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr/funcr"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/semaphore"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/solepod/solepod/pkg/claim"
@@ -122,13 +126,18 @@ func review(pod any, change func(*admissionv1.AdmissionReview)) []byte {
 	return body
 }
 
+// hooked serves a handler as if it was the only one.
+func hooked(ctx context.Context, handler admission.Handler) http.Handler {
+	return hook(ctx, semaphore.NewWeighted(largeAtOnce), handler)
+}
+
 // post sends a body to a handler as the API server does.
 func post(t *testing.T, handler admission.Handler, body []byte) *admissionv1.AdmissionResponse {
 	t.Helper()
 	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body))
 	req.Header.Set("Content-Type", "application/json")
 	answer := httptest.NewRecorder()
-	hook(req.Context(), handler).ServeHTTP(answer, req)
+	hooked(req.Context(), handler).ServeHTTP(answer, req)
 	var out admissionv1.AdmissionReview
 	if err := json.Unmarshal(answer.Body.Bytes(), &out); err != nil || out.Response == nil {
 		t.Fatalf("no answer: %v: %s", err, answer.Body)
@@ -452,7 +461,7 @@ func TestGoodbye(t *testing.T) {
 // connection ends. One that is on time may be used again.
 func TestSlowReviews(t *testing.T) {
 	h := newHooks(cluster(t), cluster(t), nil)
-	server := httptest.NewServer(hook(t.Context(), &h.guard))
+	server := httptest.NewServer(hooked(t.Context(), &h.guard))
 	defer server.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -483,5 +492,108 @@ func TestSlowReviews(t *testing.T) {
 	go func() { _, _ = writer.Write(body[:len(body)/2]) }()
 	if r, closed := send(half); r.Allowed || r.Result.Code != http.StatusBadRequest || !closed {
 		t.Errorf("half of one: %s, closed: %v", outcome(r), closed)
+	}
+}
+
+// Large reviews wait for one another, and not for ever. Nothing else waits for
+// them.
+func TestLargeReviews(t *testing.T) {
+	h := newHooks(cluster(t), cluster(t), nil)
+	large := semaphore.NewWeighted(largeAtOnce)
+	mux := http.NewServeMux()
+	mux.Handle(GuardPath, hook(t.Context(), large, &h.guard))
+	mux.Handle(AccessPath, hook(t.Context(), large, &h.access))
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	send := func(path string, body io.Reader) int {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL+path, body)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp, err := server.Client().Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	small := review(taskPod("n"), nil)
+	big := taskPod("n")
+	big.Annotations = map[string]string{"big": strings.Repeat("x", largeReview)}
+	whole := review(big, nil)
+
+	// Of these the rest does not come.
+	var senders sync.WaitGroup
+	var halves []*io.PipeWriter
+	for i := range largeAtOnce {
+		half, writer := io.Pipe()
+		halves = append(halves, writer)
+		senders.Go(func() { send([]string{GuardPath, AccessPath}[i%2]+"?timeout=30s", half) })
+	}
+	for large.TryAcquire(1) {
+		large.Release(1)
+		time.Sleep(time.Millisecond)
+	}
+	if got := send(GuardPath+"?timeout=200ms", bytes.NewReader(whole)); got != http.StatusServiceUnavailable {
+		t.Errorf("one more: %d", got)
+	}
+	if got := send(GuardPath+"?timeout=10s", bytes.NewReader(small)); got != http.StatusOK {
+		t.Errorf("a small one: %d", got)
+	}
+	for _, writer := range halves {
+		_ = writer.Close()
+	}
+	senders.Wait()
+	if got := send(GuardPath+"?timeout=10s", bytes.NewReader(whole)); got != http.StatusOK {
+		t.Errorf("one more, later: %d", got)
+	}
+}
+
+// What a forged review is full of does not fill the log.
+func TestLogsAreBounded(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	forged := func(change func(*admission.Request)) admission.Request {
+		req := admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
+			UID: types.UID(long), Name: long, Namespace: "data-jobs", Operation: admissionv1.Create,
+			Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"}, Object: runtime.RawExtension{Raw: []byte("{}")},
+		}}
+		req.UserInfo.Username = long
+		change(&req)
+		return req
+	}
+	pod := taskPod(long)
+	raw, err := json.Marshal(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// An error of a request tells its URL.
+	down := interceptor.NewClient(cluster(t), interceptor.Funcs{
+		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+			return errors.New(long)
+		},
+	})
+	h := newHooks(cluster(t), down, nil)
+	for name, req := range map[string]admission.Request{
+		"a pod that cannot be read": forged(func(r *admission.Request) {
+			r.Operation, r.SubResource, r.UserInfo.Username = admissionv1.Connect, "exec", "system:serviceaccount:airflow-alpha:airflow"
+		}),
+		"namespace": forged(func(r *admission.Request) { r.Namespace = long }),
+		"operation": forged(func(r *admission.Request) { r.Operation = admissionv1.Operation(long) }),
+		"object":    forged(func(r *admission.Request) { r.Object.Raw = raw }),
+		"not JSON":  forged(func(r *admission.Request) { r.Object.Raw = []byte(`{"` + long + `":[,]}`) }),
+	} {
+		for hook, handler := range map[string]admission.Handler{"stamp": &h.stamp, "guard": &h.guard, "access": &h.access} {
+			var logged strings.Builder
+			log := logOf(funcr.New(func(_, line string) { logged.WriteString(line) }, funcr.Options{Verbosity: 1}), &req)
+			log.Info("A review")
+			handler.Handle(ctrllog.IntoContext(t.Context(), log), req)
+			if logged.Len() > 32<<10 {
+				t.Errorf("%s at %s: %d bytes", name, hook, logged.Len())
+			}
+		}
 	}
 }
