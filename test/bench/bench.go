@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"regexp"
 	"strconv"
@@ -398,6 +399,33 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	after, err := read()
 	each := func(i int) float64 { return float64(after[i]-before[i]) / creates }
 	return calls{p.name, each(0), each(1), each(2), each(3), each(4)}, errors.Join(err, b.clean(ctx, load{path: p}))
+}
+
+// profile writes ten seconds of the API server's CPU profile.
+func (b *bench) profile(ctx context.Context, into io.Writer) error {
+	api, err := rest.HTTPClientFor(b.plane.Config)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.plane.Config.Host+"/debug/pprof/profile?seconds=10", nil)
+	if err != nil {
+		return err
+	}
+	b.o.slice = 12 * time.Second
+	created := make(chan error)
+	go func() {
+		_, err := b.turn(ctx, load{path: paths()[0], clients: 8}, solepod)
+		created <- err
+	}()
+	resp, err := api.Do(req)
+	if err == nil {
+		_, err = io.Copy(into, resp.Body)
+		err = errors.Join(err, resp.Body.Close())
+		if resp.StatusCode != http.StatusOK {
+			err = errors.Join(err, fmt.Errorf("the API server's profile: %s", resp.Status))
+		}
+	}
+	return errors.Join(err, <-created)
 }
 
 // memory is what solepod takes, leader and all, when there are that many pods.
