@@ -185,6 +185,8 @@ func TestAllReplicasDown(t *testing.T) {
 func TestClaimOfAnotherVersion(t *testing.T) {
 	guard.Run(t, plane, guard.Options{Replicas: 2})
 	clients := airflows(t)
+	// Read as if it was of this version, it is the claim of a pod that is long gone.
+	format := map[string]string{"solepod.io/holders": `[{"of":"a format to come","claimedAt":"2023-03-08T09:13:29Z"}]`}
 	other := func(run string) {
 		t.Helper()
 		eventually(t, func() error {
@@ -193,7 +195,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 				return err
 			}
 			lease.Labels[claim.Label] = "v2"
-			lease.Annotations = map[string]string{"solepod.io/holders": `{"pods":{"of":"a format to come"}}`}
+			lease.Annotations = format
 			return plane.Admin.Update(t.Context(), lease)
 		})
 	}
@@ -211,7 +213,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 	t.Run("of pods of which nothing is known", func(t *testing.T) {
 		id, _ := taskpod.FromMeta(pod("v2-alone", ""), "").Identity()
 		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-			Namespace: guard.Namespace, Name: claim.Name(id), Labels: map[string]string{claim.Label: "v2"},
+			Namespace: guard.Namespace, Name: claim.Name(id), Labels: map[string]string{claim.Label: "v2"}, Annotations: format,
 		}}
 		if err := plane.Admin.Create(t.Context(), lease); err != nil {
 			t.Fatal(err)
