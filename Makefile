@@ -83,6 +83,7 @@ soak: controlplane ## Let tasks come and go for 20 minutes (SOAK) while replicas
 
 .PHONY: bench
 bench: controlplane ## Compare creates with solepod, without, and with others (about 20 minutes; FLAGS=-help)
+	@mkdir -p bin
 	$(GO) test ./pkg/webhook -run '^$$' -bench . -benchmem
 	$(GO) run ./test/bench -json bin/bench.json -benchfmt bin/bench.txt $(FLAGS)
 	@echo "=== the same, with an etcd that does not wait for the disk"

@@ -48,6 +48,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -157,10 +158,15 @@ func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Po
 
 // Name is the name of the claim of an identity.
 func Name(id taskpod.Identity) string {
-	// %q keeps apart what a separator could not, whatever the values contain.
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q", []string{
-		id.Namespace, id.DAG, id.Task, id.RunLabel, id.Run, fmt.Sprint(id.Mapped), id.MapIndex,
-	}))
+	// Quotes keep apart what a separator could not, whatever the values contain.
+	text := []byte{'['}
+	for i, value := range [...]string{id.Namespace, id.DAG, id.Task, id.RunLabel, id.Run, strconv.FormatBool(id.Mapped), id.MapIndex} {
+		if i > 0 {
+			text = append(text, ' ')
+		}
+		text = strconv.AppendQuote(text, value)
+	}
+	sum := sha256.Sum256(append(text, ']'))
 	return prefix + strings.ToLower(base32.HexEncoding.EncodeToString(sum[:20]))
 }
 

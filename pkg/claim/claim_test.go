@@ -42,9 +42,7 @@ func cluster(objects ...client.Object) client.WithWatch {
 	small.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{})
 	small.AddKnownTypes(coordinationv1.SchemeGroupVersion, &coordinationv1.Lease{}, &coordinationv1.LeaseList{})
 	builder := fake.NewClientBuilder().WithScheme(small).WithObjects(objects...).WithTypeConverters(managedfields.NewDeducedTypeConverter())
-	for index, keys := range Indexes() {
-		builder.WithIndex(&corev1.Pod{}, index, keys)
-	}
+	builder.WithIndex(&corev1.Pod{}, Index, IndexKeys)
 	return builder.Build()
 }
 

@@ -205,12 +205,12 @@ func (c cached) Get(_ context.Context, key client.ObjectKey, out client.Object, 
 func (c cached) List(_ context.Context, out client.ObjectList, opts ...client.ListOption) error {
 	var o client.ListOptions
 	o.ApplyOptions(opts)
-	claim, _ := o.FieldSelector.RequiresExactMatch(IndexClaim)
+	claim, _ := o.FieldSelector.RequiresExactMatch(Index)
 	list := c.call(func(now *state) answer {
 		var items []metav1.PartialObjectMetadata
 		for _, name := range slices.Sorted(maps.Keys(now.cache.pods)) {
 			object := metav1.PartialObjectMetadata{ObjectMeta: now.cache.pods[name].ObjectMeta}
-			if slices.Contains(Indexes()[IndexClaim](&object), claim) {
+			if slices.Contains(IndexKeys(&object), claim) {
 				items = append(items, object)
 			}
 		}
@@ -807,7 +807,7 @@ func (c *podsFirst) Get(ctx context.Context, key client.ObjectKey, out client.Ob
 		}
 		return notFound(key.Name)
 	}
-	if err := c.cached.List(ctx, &c.pods, client.MatchingFields{IndexClaim: key.Name}); err != nil {
+	if err := c.cached.List(ctx, &c.pods, client.MatchingFields{Index: key.Name}); err != nil {
 		return err
 	}
 	return c.cached.Get(ctx, key, out, opts...)

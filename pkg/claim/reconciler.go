@@ -30,38 +30,34 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Indexes of a cache of pods: by the name of a pod's claim, and by the name of
-// its family's, which for an unmapped pod is the same.
-const (
-	IndexClaim  = "solepod.claim"
-	IndexFamily = "solepod.claim-of-family"
-)
+// Index of a cache of pods: by the name of a pod's claim, and, of mapped pods,
+// by Family as well.
+const Index = "solepod.claim"
 
-// Indexes says under which keys of each index a pod is found.
-func Indexes() map[string]client.IndexerFunc {
-	by := func(key func(taskpod.Identity) string) client.IndexerFunc {
-		return func(object client.Object) []string {
-			id, ok := taskpod.FromMeta(object, "").Identity()
-			if !ok {
-				return nil
-			}
-			return []string{key(id)}
-		}
+// IndexKeys are the keys under which a pod is found in the Index. It is a
+// client.IndexerFunc.
+func IndexKeys(object client.Object) []string {
+	id, ok := taskpod.FromMeta(object, "").Identity()
+	switch {
+	case !ok:
+		return nil
+	case id.Mapped:
+		return []string{Name(id), Family(id)}
 	}
-	return map[string]client.IndexerFunc{
-		IndexClaim:  by(Name),
-		IndexFamily: by(func(id taskpod.Identity) string { return Name(id.AnyIndex()) }),
-	}
+	return []string{Name(id)}
 }
 
-// ListPods returns the pods that a cache with Indexes has under a claim's name
-// in one of them. Their phase is not known.
-func ListPods(ctx context.Context, from client.Reader, index, claim string) ([]taskpod.Pod, error) {
+// Family is the key in the Index of all mapped pods of an identity's task.
+func Family(id taskpod.Identity) string { return "mapped-" + Name(id.AnyIndex()) }
+
+// ListPods returns the pods that a cache with the Index has under a key. Their
+// phase is not known.
+func ListPods(ctx context.Context, from client.Reader, key string) ([]taskpod.Pod, error) {
 	var list metav1.PartialObjectMetadataList
 	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-	err := from.List(ctx, &list, client.MatchingFields{index: claim}, client.UnsafeDisableDeepCopy) // read only
+	err := from.List(ctx, &list, client.MatchingFields{Index: key}, client.UnsafeDisableDeepCopy) // read only
 	if err != nil {
-		return nil, fmt.Errorf("looking up the pods of %s: %w", claim, err)
+		return nil, fmt.Errorf("looking up the pods of %s: %w", key, err)
 	}
 	pods := make([]taskpod.Pod, len(list.Items))
 	for i := range list.Items {
@@ -117,7 +113,7 @@ type Request string
 // a pod that is newer than its view of the claim it learns by a conflict, and
 // not the other way round, where it would take a new claim's pod for missing.
 type Reconciler struct {
-	// Cache has Leases of the claims' namespace, and pods with Indexes.
+	// Cache has Leases of the claims' namespace, and pods with the Index.
 	Cache     client.Reader
 	API       API
 	Namespace string
@@ -230,7 +226,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	}
 	none := err != nil
 	// Before the pods, see above.
-	pods, err := ListPods(ctx, r.Cache, IndexClaim, name)
+	pods, err := ListPods(ctx, r.Cache, name)
 	if err != nil {
 		return 0, err
 	}

@@ -37,6 +37,14 @@ const (
 	LabelWorker = "airflow-worker"
 )
 
+// Labels are the keys of all labels of a pod that solepod reads, with that of
+// its environment.
+func Labels(environment string) []string {
+	return []string{
+		LabelOperator, LabelDAG, LabelTask, LabelRun, LabelExecutionDate, LabelMapIndex, LabelTry, LabelChecked, LabelWorker, environment,
+	}
+}
+
 const (
 	// True is how Airflow spells true in a label.
 	True = "True"

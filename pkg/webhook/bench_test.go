@@ -35,11 +35,9 @@ type memory struct {
 
 func newMemory(b *testing.B, pods int) *memory {
 	b.Helper()
-	indexers := toolscache.Indexers{}
-	for index, keys := range claim.Indexes() {
-		indexers[index] = func(object any) ([]string, error) { return keys(object.(client.Object)), nil }
-	}
-	m := &memory{pods: toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, indexers)}
+	m := &memory{pods: toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, toolscache.Indexers{
+		claim.Index: func(object any) ([]string, error) { return claim.IndexKeys(object.(client.Object)), nil },
+	})}
 	alpha := environment.Object("Namespace")
 	alpha.Labels = map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}
 	m.namespaces = map[string]*metav1.PartialObjectMetadata{"airflow-alpha": alpha}

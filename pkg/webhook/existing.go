@@ -22,19 +22,15 @@ type podReader struct {
 // cached returns the known pods whose identity overlaps with id. Their phase
 // is not in the cache: they count as live.
 func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Existing, error) {
-	type lookup struct {
-		index string
-		id    taskpod.Identity
-	}
-	lookups := []lookup{{claim.IndexFamily, id}}
-	if id.Mapped {
-		// Of a mapped task, only the pod of the same index and one without any
-		// can overlap. A task can have thousands of others.
-		lookups = []lookup{{claim.IndexClaim, id}, {claim.IndexClaim, id.AnyIndex()}}
+	// Of a mapped task, only the pod of the same index and one without any can
+	// overlap. A task can have thousands of others.
+	keys := []string{claim.Name(id), claim.Name(id.AnyIndex())}
+	if !id.Mapped {
+		keys[1] = claim.Family(id)
 	}
 	var existing []policy.Existing
-	for _, l := range lookups {
-		pods, err := claim.ListPods(ctx, r.cache, l.index, claim.Name(l.id))
+	for _, key := range keys {
+		pods, err := claim.ListPods(ctx, r.cache, key)
 		if err != nil {
 			return nil, err
 		}

@@ -37,13 +37,16 @@ const (
 // CacheOptions are what a manager must cache for Setup: the metadata of task
 // pods, namespaces and ServiceAccounts, and the claims in solepod's own
 // namespace, without the parts that nobody reads. fresh hears of them.
-func CacheOptions(namespace string, fresh *Freshness) cache.Options {
+func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Options {
 	return cache.Options{
 		NewInformer:      fresh.informer,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&coordinationv1.Lease{}:   {Namespaces: map[string]cache.Config{namespace: {}}},
-			environment.Object("Pod"): {Label: labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True})},
+			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims},
+			environment.Object("Pod"): {
+				Label:     labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True}),
+				Transform: slimPods(environmentLabel),
+			},
 		},
 	}
 }
@@ -90,10 +93,8 @@ const maxTimeout = 30 * time.Second
 // The manager may outlive ctx, after which API servers are asked to go elsewhere.
 // It returns a function that reports whether the caches are filled.
 func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
-	for index, keys := range claim.Indexes() {
-		if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), index, keys); err != nil {
-			return nil, fmt.Errorf("indexing pods: %w", err)
-		}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), claim.Index, claim.IndexKeys); err != nil {
+		return nil, fmt.Errorf("indexing pods: %w", err)
 	}
 	gone := claim.NewGone()
 	var informers []cache.Informer

@@ -82,9 +82,7 @@ func cluster(t testing.TB, pods ...*corev1.Pod) client.WithWatch {
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
 		}})
-	for index, keys := range claim.Indexes() {
-		builder.WithIndex(&corev1.Pod{}, index, keys)
-	}
+	builder.WithIndex(&corev1.Pod{}, claim.Index, claim.IndexKeys)
 	for _, pod := range pods {
 		builder.WithObjects(pod)
 	}

@@ -34,8 +34,9 @@ type path struct {
 	variants []variant
 	// declared pods carry their environment; denied ones are another's.
 	declared, denied, dryRun bool
-	// once: it is measured with one client, on a quiet cluster.
-	once bool
+	// once: it is measured with one client, on a quiet cluster; empty: and only
+	// with the first number of pods.
+	once, empty bool
 }
 
 func paths() []path {
@@ -44,7 +45,7 @@ func paths() []path {
 		{name: "declared", variants: []variant{noop, floor, solepod}, declared: true, once: true},
 		{name: "denied", variants: []variant{noop, solepod, naive}, denied: true, once: true},
 		{name: "dry run", variants: []variant{noop, solepod}, dryRun: true, once: true},
-		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull}, once: true},
+		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull}, once: true, empty: true},
 	}
 }
 
@@ -351,7 +352,8 @@ func (b *bench) clean(ctx context.Context, l load) error {
 	return b.settled(ctx)
 }
 
-// calls are what one create of a path costs the API server, by its own count.
+// calls are what one create of a path costs: the API server, by its own count,
+// and solepod.
 type calls struct {
 	Path string `json:"path"`
 	// Stamp and Guard are calls of the hooks, Creates those of Leases, Reads all
@@ -361,11 +363,14 @@ type calls struct {
 	Creates float64 `json:"creates"`
 	Reads   float64 `json:"reads"`
 	Lists   float64 `json:"lists"`
+	// CPU is what solepod's process takes for it, in seconds: the hooks, and the
+	// leader's work on the claim.
+	CPU float64 `json:"cpu"`
 }
 
 // count creates pods of a path, one after another, and counts.
 func (b *bench) count(ctx context.Context, p path) (calls, error) {
-	const creates = 50
+	const creates = 200
 	if p.denied {
 		if err := b.airflows["alpha"].Create(ctx, b.pod(p, solepod)); err != nil {
 			return calls{}, err
@@ -391,6 +396,10 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	if err != nil {
 		return calls{}, err
 	}
+	cpu, err := b.cpu(ctx)
+	if err != nil {
+		return calls{}, err
+	}
 	for range creates {
 		if _, err := b.create(ctx, load{path: p}, solepod); err != nil {
 			return calls{}, err
@@ -398,7 +407,26 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	}
 	after, err := read()
 	each := func(i int) float64 { return float64(after[i]-before[i]) / creates }
-	return calls{p.name, each(0), each(1), each(2), each(3), each(4)}, errors.Join(err, b.clean(ctx, load{path: p}))
+	c := calls{Path: p.name, Stamp: each(0), Guard: each(1), Creates: each(2), Reads: each(3), Lists: each(4)}
+	if err := errors.Join(err, b.clean(ctx, load{path: p})); err != nil {
+		return c, err
+	}
+	now, err := b.cpu(ctx) // all claims are gone
+	c.CPU = (now - cpu) / creates
+	return c, err
+}
+
+// cpu is how many seconds of it solepod's process has taken.
+func (b *bench) cpu(ctx context.Context) (float64, error) {
+	metrics, err := b.guard.Metrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	match := regexp.MustCompile(`(?m)^process_cpu_seconds_total (\S+)$`).FindSubmatch(metrics)
+	if match == nil {
+		return 0, errors.New("solepod's metrics have no process_cpu_seconds_total")
+	}
+	return strconv.ParseFloat(string(match[1]), 64)
 }
 
 // profile writes ten seconds of the API server's CPU profile.

@@ -37,8 +37,8 @@ func main() {
 	var o options
 	sizes := flag.String("sizes", "0,5000,50000", "how many task pods are there already")
 	clients := flag.String("clients", "1,8,32", "how many clients create pods at once")
-	flag.IntVar(&o.rounds, "rounds", 8, "how often each variant has its turn in a row of the table")
-	flag.DurationVar(&o.slice, "slice", 250*time.Millisecond, "how long a turn lasts")
+	flag.IntVar(&o.rounds, "rounds", 20, "how often each variant has its turn in a row of the table")
+	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "how long a turn lasts")
 	flag.StringVar(&o.jsonFile, "json", "", "file to write all numbers to")
 	flag.StringVar(&o.benchFmt, "benchfmt", "", "file to write all samples to, for benchstat")
 	flag.BoolVar(&o.fsync, "fsync", true, "have etcd wait for the disk")
@@ -91,7 +91,7 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 			for _, clients := range o.clients {
 				load.clients = clients
 				for _, path := range paths() {
-					if path.once && (clients != 1 || load.busy) {
+					if path.once && (clients != 1 || load.busy) || path.empty && size != o.sizes[0] {
 						continue
 					}
 					load.path = path

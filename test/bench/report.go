@@ -104,9 +104,9 @@ func (all *report) table(out io.Writer) error {
 				v, x.Creates, 1000*x.Median, 1000*x.MedianLow, 1000*x.MedianHigh, 1000*x.P99, x.PerSecond, x.Ratio, x.RatioLow, x.RatioHigh, x.RatioP99)
 		}
 	}
-	fmt.Fprintf(w, "\nrequests for each create\tstamp hook\tguard hook\tLeases created\treads\tlists\n")
+	fmt.Fprintf(w, "\nrequests for each create\tstamp hook\tguard hook\tLeases created\treads\tlists\tCPU ms\n")
 	for _, c := range all.Calls {
-		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", c.Path, c.Stamp, c.Guard, c.Creates, c.Reads, c.Lists)
+		fmt.Fprintf(w, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", c.Path, c.Stamp, c.Guard, c.Creates, c.Reads, c.Lists, 1000*c.CPU)
 	}
 	fmt.Fprintf(w, "\npods\tresident MiB\tafter a restart\tready after s\n")
 	for _, m := range all.Memory {
@@ -165,10 +165,12 @@ func targets(all report) []target {
 		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 1:
 			atMost("median to floor: "+r.Load, 1.1, x.Ratio)
 			atMost("p99 to floor: "+r.Load, 1.3, x.RatioP99)
+			// The API server itself becomes slower, which is not solepod's.
+			grown := x.Median / r.Results[floor].Median
 			if r.load.size == 0 {
-				empty = x.Median
+				empty = grown
 			} else if empty > 0 {
-				atMost("median to that with 0 pods: "+r.Load, 1.1, x.Median/empty)
+				atMost("median to that with 0 pods, beside the floor's: "+r.Load, 1.1, grown/empty)
 			}
 			if r.load.size >= 5000 {
 				atLeast("naive to solepod: "+r.Load, 2, r.Results[naive].Median/x.Median)

@@ -36,10 +36,8 @@ func TestClockSkew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for index, keys := range claim.Indexes() {
-		if err := known.IndexField(t.Context(), environment.Object("Pod"), index, keys); err != nil {
-			t.Fatal(err)
-		}
+	if err := known.IndexField(t.Context(), environment.Object("Pod"), claim.Index, claim.IndexKeys); err != nil {
+		t.Fatal(err)
 	}
 	go func() { _ = known.Start(t.Context()) }() // until the test ends
 	defaults := config.Default()

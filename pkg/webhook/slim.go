@@ -1,0 +1,69 @@
+package webhook
+
+import (
+	"unique"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+// slimPods returns a transform for the cache of pods, which keeps of their
+// metadata what somebody reads. Most of it is words that many pods share, such as
+// the name of a DAG: they are kept once.
+func slimPods(environmentLabel string) func(any) (any, error) {
+	read := taskpod.Labels(environmentLabel)
+	stamped := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped} // cached objects are never changed
+	return func(object any) (any, error) {
+		pod, ok := object.(*metav1.PartialObjectMetadata)
+		if !ok {
+			return object, nil // a deletion that was missed, of a pod that is slim
+		}
+		labels := make(map[string]string, min(len(read), len(pod.Labels)))
+		for _, key := range read {
+			if value, ok := pod.Labels[key]; ok {
+				labels[key] = shared(value)
+			}
+		}
+		annotations := map[string]string(nil)
+		if value, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+			annotations = map[string]string{corev1.MirrorPodAnnotationKey: value}
+		} else if pod.Annotations[taskpod.AnnotationEnvironment] == taskpod.Stamped {
+			annotations = stamped
+		}
+		var owners []metav1.OwnerReference
+		if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
+			owners = []metav1.OwnerReference{*owner}
+		}
+		return &metav1.PartialObjectMetadata{
+			TypeMeta: metav1.TypeMeta{Kind: shared(pod.Kind), APIVersion: shared(pod.APIVersion)},
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: shared(pod.Namespace), Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
+				CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
+				Labels: labels, Annotations: annotations, OwnerReferences: owners,
+			},
+		}, nil
+	}
+}
+
+// slimClaims is a transform for the cache of claims. What their spec says, for
+// readers, is written anew with each change.
+func slimClaims(object any) (any, error) {
+	claim, ok := object.(*coordinationv1.Lease)
+	if !ok {
+		return object, nil
+	}
+	claim.ManagedFields, claim.Spec = nil, coordinationv1.LeaseSpec{}
+	claim.Namespace = shared(claim.Namespace)
+	labels := make(map[string]string, len(claim.Labels))
+	for key, value := range claim.Labels {
+		labels[shared(key)] = shared(value)
+	}
+	claim.Labels = labels
+	return claim, nil
+}
+
+// shared is a word of which there is one copy, however many objects have it.
+func shared(word string) string { return unique.Make(word).Value() }
