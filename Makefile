@@ -87,7 +87,7 @@ bench: controlplane ## Compare creates with solepod, without, and with others (a
 	$(GO) test ./pkg/webhook -run '^$$' -bench . -benchmem
 	$(GO) run ./test/bench -json bin/bench.json -benchfmt bin/bench.txt $(FLAGS)
 	@echo "=== the same, with an etcd that does not wait for the disk"
-	$(GO) run ./test/bench -fsync=false -sizes 5000 -memory 0 -json bin/bench-no-fsync.json $(FLAGS)
+	$(GO) run ./test/bench -fsync=false -sizes 5000 -clients 1,32 -memory 0 -json bin/bench-no-fsync.json $(FLAGS)
 
 .PHONY: test-versions
 test-versions: ## Run the integration tests on each version of Kubernetes: VERSIONS="1.34 1.37"

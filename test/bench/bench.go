@@ -267,7 +267,11 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 		defer stop()
 		go b.write(busy)
 	}
-	for turn := -1; turn < b.o.rounds; turn++ { // the first one warms up
+	rounds := b.o.rounds
+	if l.busy {
+		rounds = (rounds + 1) / 2 // there are no targets for these
+	}
+	for turn := -1; turn < rounds; turn++ { // the first one warms up
 		for _, i := range rand.Perm(len(l.path.variants)) { //nolint:gosec // an order, not a secret
 			v := l.path.variants[i]
 			took, err := b.turn(ctx, l, v)
