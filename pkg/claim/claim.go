@@ -159,7 +159,7 @@ func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Po
 // Name is the name of the claim of an identity.
 func Name(id taskpod.Identity) string {
 	// Quotes keep apart what a separator could not, whatever the values contain.
-	text := []byte{'['}
+	text := append(make([]byte, 0, 256), '[')
 	for i, value := range [...]string{id.Namespace, id.DAG, id.Task, id.RunLabel, id.Run, strconv.FormatBool(id.Mapped), id.MapIndex} {
 		if i > 0 {
 			text = append(text, ' ')
