@@ -22,14 +22,14 @@ type podReader struct {
 // cached returns the known pods whose identity overlaps with id. Their phase
 // is not in the cache: they count as live.
 func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Existing, error) {
-	// Of a mapped task, only the pod of the same index and one without any can
-	// overlap. A task can have thousands of others.
-	keys := []string{claim.Name(id), claim.Name(id.AnyIndex())}
-	if !id.Mapped {
-		keys[1] = claim.Family(id)
+	other := claim.Family
+	if id.Mapped {
+		// Only the pod of the same index and one without any can overlap. A task can
+		// have thousands of others.
+		other = func(id taskpod.Identity) string { return claim.Name(id.AnyIndex()) }
 	}
 	var existing []policy.Existing
-	for _, key := range keys {
+	for _, key := range []string{claim.Name(id), other(id)} {
 		pods, err := claim.ListPods(ctx, r.cache, key)
 		if err != nil {
 			return nil, err

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"regexp"
 	"strconv"
 	"sync"
@@ -23,7 +22,6 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
@@ -92,26 +90,9 @@ const (
 )
 
 func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, progress io.Writer) (_ *bench, err error) {
-	b := &bench{o: o, plane: plane, airflows: map[string]client.Client{}}
-	for _, name := range []string{namespace, "airflow-alpha", "airflow-production"} {
-		if err := plane.Admin.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range []string{"alpha", "production"} {
-		patch := client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"labels":{"airflow-environment":%q}}}`, name))
-		object := environment.Object("Namespace")
-		object.Name = "airflow-" + name
-		if err := plane.Admin.Patch(ctx, object, patch); err != nil {
-			return nil, err
-		}
-		config, err := plane.Airflow(ctx, "airflow-"+name, "airflow", namespace)
-		if err != nil {
-			return nil, err
-		}
-		if b.airflows[name], err = newClient(config); err != nil {
-			return nil, err
-		}
+	b := &bench{o: o, plane: plane}
+	if b.airflows, err = plane.Airflows(ctx, namespace); err != nil {
+		return nil, err
 	}
 	fmt.Fprintln(progress, "starting solepod")
 	if b.guard, err = guard.Start(ctx, plane, guard.Options{Direct: true}); err != nil {
@@ -230,18 +211,11 @@ func (b *bench) fill(ctx context.Context, size int) error {
 func (b *bench) settled(ctx context.Context) error {
 	got := 0
 	err := wait.PollUntilContextTimeout(ctx, time.Second, 10*time.Minute, true, func(ctx context.Context) (bool, error) {
-		metrics, err := b.guard.Metrics(ctx)
+		claims, err := b.metric(ctx, "solepod_claims")
 		if err != nil {
 			return false, err
 		}
-		got = 0
-		for _, match := range regexp.MustCompile(`(?m)^solepod_claims\{state="[a-z_]+"\} (\S+)$`).FindAllSubmatch(metrics, -1) {
-			n, err := strconv.ParseFloat(string(match[1]), 64)
-			if err != nil {
-				return false, err
-			}
-			got += int(n)
-		}
+		got = int(claims)
 		return got == b.filled, nil
 	})
 	if err != nil {
@@ -400,7 +374,7 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	if err != nil {
 		return calls{}, err
 	}
-	cpu, err := b.cpu(ctx)
+	cpu, err := b.metric(ctx, "process_cpu_seconds_total")
 	if err != nil {
 		return calls{}, err
 	}
@@ -415,22 +389,29 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	if err := errors.Join(err, b.clean(ctx, load{path: p})); err != nil {
 		return c, err
 	}
-	now, err := b.cpu(ctx) // all claims are gone
+	now, err := b.metric(ctx, "process_cpu_seconds_total") // all claims are gone
 	c.CPU = (now - cpu) / creates
 	return c, err
 }
 
-// cpu is how many seconds of it solepod's process has taken.
-func (b *bench) cpu(ctx context.Context) (float64, error) {
+// metric is the sum of what solepod's process has under a name.
+func (b *bench) metric(ctx context.Context, name string) (sum float64, err error) {
 	metrics, err := b.guard.Metrics(ctx)
 	if err != nil {
 		return 0, err
 	}
-	match := regexp.MustCompile(`(?m)^process_cpu_seconds_total (\S+)$`).FindSubmatch(metrics)
-	if match == nil {
-		return 0, errors.New("solepod's metrics have no process_cpu_seconds_total")
+	samples := regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? (\S+)$`).FindAllSubmatch(metrics, -1)
+	if samples == nil {
+		return 0, fmt.Errorf("solepod's metrics have no %s", name)
 	}
-	return strconv.ParseFloat(string(match[1]), 64)
+	for _, sample := range samples {
+		n, err := strconv.ParseFloat(string(sample[1]), 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
 }
 
 // profile writes ten seconds of the API server's CPU profile.
@@ -474,9 +455,12 @@ type memory struct {
 
 func (b *bench) memory(ctx context.Context, progress io.Writer) (m memory, err error) {
 	m.Pods = b.filled
-	if m.Resident, err = b.resident(); err != nil {
+	const resident = "process_resident_memory_bytes"
+	bytes, err := b.metric(ctx, resident)
+	if err != nil {
 		return m, err
 	}
+	m.Resident = int64(bytes)
 	if err := b.guard.Replica.Stop(); err != nil {
 		return m, err
 	}
@@ -488,23 +472,10 @@ func (b *bench) memory(ctx context.Context, progress io.Writer) (m memory, err e
 	if err := b.settled(ctx); err != nil {
 		return m, err
 	}
-	if m.Restarted, err = b.resident(); err != nil {
+	if bytes, err = b.metric(ctx, resident); err != nil {
 		return m, err
 	}
+	m.Restarted = int64(bytes)
 	fmt.Fprintf(progress, "with %d pods solepod takes %d MiB, %d MiB after a restart, of %.1f s\n", m.Pods, m.Resident>>20, m.Restarted>>20, m.Ready)
 	return m, nil
-}
-
-// resident is the memory of solepod's process, in bytes.
-func (b *bench) resident() (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.guard.PID()))
-	if err != nil {
-		return 0, err
-	}
-	match := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`).FindSubmatch(status)
-	if match == nil {
-		return 0, fmt.Errorf("no VmRSS in %s", status)
-	}
-	kib, err := strconv.ParseInt(string(match[1]), 10, 64)
-	return kib << 10, err
 }
