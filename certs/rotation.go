@@ -43,7 +43,10 @@ type Options struct {
 	Lifetime time.Duration
 }
 
-// MinLifetime leaves time for a certificate to be made, trusted and served.
+// MinLifetime leaves time for a certificate to be made, trusted and served by a
+// leader who is there. One who is killed has a successor after 17 seconds
+// (LeaseDuration and RetryPeriod of client-go's leader election), for which a
+// third of a lifetime of two minutes is enough.
 const MinLifetime = 30 * time.Second
 
 // Rotation makes serving certificates and keeps them from expiring. The leader

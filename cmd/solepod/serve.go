@@ -92,7 +92,7 @@ for --shutdown-delay, and finishes running admissions.`,
 	flags.StringVar(&o.webhookBindAddress, "webhook-bind-address", ":9443", "host:port to serve the webhook on")
 	flags.StringVar(&o.certDir, "cert-dir", "", "directory with tls.crt and tls.key, such as cert-manager fills")
 	flags.StringVar(&o.certSecret, "cert-secret", "", "Secret in --namespace that solepod itself keeps its certificates in; it also keeps the caBundle of the webhook configurations solepod")
-	flags.DurationVar(&o.certLifetime, "cert-lifetime", 90*24*time.Hour, "lifetime of the certificates in --cert-secret; the next one is made when a third of it is left")
+	flags.DurationVar(&o.certLifetime, "cert-lifetime", 90*24*time.Hour, "lifetime of the certificates in --cert-secret; the next one is made when a third of it is left, and in less than 2m one may expire while a killed leader has no successor")
 	flags.StringVar(&o.clients.CAFile, "client-ca-file", "", "CA certificates of the API servers' client certificates; default: anybody may call")
 	flags.StringSliceVar(&o.clients.Names, "client-allowed-names", nil, "common names of the client certificates that --client-ca-file accepts; default: all")
 	cmd.MarkFlagsOneRequired("cert-dir", "cert-secret")

@@ -24,7 +24,7 @@ import (
 	"github.com/solepod/solepod/test/controlplane"
 )
 
-var soak = flag.Duration("soak", time.Minute, "how long TestSoak lasts")
+var soak = flag.Duration("soak", 2*time.Minute, "how long TestSoak lasts")
 
 // soaking is what has become of the tasks of a soak.
 type soaking struct {
@@ -144,7 +144,11 @@ func (c *cluster) gauges(ctx context.Context) (out []gauge) {
 // grows.
 func TestSoak(t *testing.T) {
 	c := newCluster(t)
-	c.install("--set certificates.lifetime=" + max(30*time.Second, *soak/8).String())
+	// Of less than that a third is over before a killed leader has a successor
+	// (17 s) that is answered by an API server (5 s) and makes a certificate
+	// which is trusted for a tenth before it is served.
+	lifetime := max(96*time.Second, *soak/8)
+	c.install("--set certificates.lifetime=" + lifetime.String())
 	airflows := map[string]client.Client{}
 	for _, environment := range []string{"alpha", "production"} {
 		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", "airflow-alpha")
