@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/managedfields"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"pgregory.net/rapid"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -42,8 +43,24 @@ func cluster(objects ...client.Object) client.WithWatch {
 	small.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{})
 	small.AddKnownTypes(coordinationv1.SchemeGroupVersion, &coordinationv1.Lease{}, &coordinationv1.LeaseList{})
 	builder := fake.NewClientBuilder().WithScheme(small).WithObjects(objects...).WithTypeConverters(managedfields.NewDeducedTypeConverter())
-	builder.WithIndex(&corev1.Pod{}, Index, IndexKeys)
 	return builder.Build()
+}
+
+// known is what an informer on the pods of a cluster would know.
+type known struct{ client.Reader }
+
+func (k known) ByIndex(index, key string) ([]any, error) {
+	var list corev1.PodList
+	if err := k.List(context.Background(), &list); err != nil {
+		return nil, err
+	}
+	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, Indexers())
+	for i := range list.Items {
+		if err := informed.Add(&list.Items[i]); err != nil {
+			return nil, err
+		}
+	}
+	return informed.ByIndex(index, key)
 }
 
 // submission is the creation of a pod with UID n1.
@@ -500,7 +517,7 @@ func TestReconcile(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			cache, live := cluster(tc.objects...), cluster(append(tc.objects, tc.unseen...)...)
-			r := &Reconciler{Cache: cache, API: live, Namespace: "solepod", Settings: modelSettings,
+			r := &Reconciler{Cache: cache, Pods: known{cache}, API: live, Namespace: "solepod", Settings: modelSettings,
 				Gone: func(uid types.UID) bool { return uid == tc.gone && uid != "" }, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
 			result, err := r.Reconcile(t.Context(), Request(Name(id)))
@@ -531,7 +548,8 @@ func TestReconcileFromAnOldCache(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			live := cluster(tc.live...)
 			before := holdersOf(t, live, "x")
-			r := &Reconciler{Cache: cluster(tc.cached...), API: live, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return now }}
+			cache := cluster(tc.cached...)
+			r := &Reconciler{Cache: cache, Pods: known{cache}, API: live, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
 			result, err := r.Reconcile(t.Context(), Request(Name(id)))
 			if err != nil || result.RequeueAfter != retryAfter {

@@ -112,13 +112,14 @@ func FuzzClaim(f *testing.F) {
 
 		c = strict(t, edited.DeepCopy(), there.DeepCopy())
 		at := now
-		r := &Reconciler{Cache: cluster(edited.DeepCopy(), there.DeepCopy()), API: c, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return at }}
+		cache := cluster(edited.DeepCopy(), there.DeepCopy())
+		r := &Reconciler{Cache: cache, Pods: known{cache}, API: c, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return at }}
 		for range 3 {
 			if _, err := r.Reconcile(t.Context(), Request(edited.Name)); err != nil {
 				t.Errorf("repairing: %v", err)
 			}
 			readable(t, c, edited)
-			r.Cache = c
+			r.Cache, r.Pods = c, known{c}
 			at = at.Add(2 * InFlight) // longer than a mark counts
 		}
 		if err := c.Delete(t.Context(), there); err != nil {

@@ -202,22 +202,16 @@ func (c cached) Get(_ context.Context, key client.ObjectKey, out client.Object, 
 	return c.call(func(now *state) answer { return now.cache.get(out, key.Name) }).into(out)
 }
 
-func (c cached) List(_ context.Context, out client.ObjectList, opts ...client.ListOption) error {
-	var o client.ListOptions
-	o.ApplyOptions(opts)
-	claim, _ := o.FieldSelector.RequiresExactMatch(Index)
-	list := c.call(func(now *state) answer {
-		var items []metav1.PartialObjectMetadata
+func (c cached) ByIndex(_, key string) ([]any, error) {
+	return c.call(func(now *state) answer {
+		var pods []any
 		for _, name := range slices.Sorted(maps.Keys(now.cache.pods)) {
-			object := metav1.PartialObjectMetadata{ObjectMeta: now.cache.pods[name].ObjectMeta}
-			if slices.Contains(IndexKeys(&object), claim) {
-				items = append(items, object)
+			if slices.Contains(keys(now.cache.pods[name]), key) {
+				pods = append(pods, now.cache.pods[name])
 			}
 		}
-		return answer{object: items}
-	}).object.([]metav1.PartialObjectMetadata)
-	out.(*metav1.PartialObjectMetadataList).Items = list
-	return nil
+		return answer{object: pods}
+	}).object.([]any), nil
 }
 
 // creator is a client that asks the API server for a pod. The API server asks
@@ -372,8 +366,14 @@ func realClaims(api API, r *run) *Claims {
 	}
 }
 
-func realReconciler(cache client.Reader, api API, r *run) *Reconciler {
-	return &Reconciler{Cache: cache, API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone, Now: r.now}
+// caches are what the Reconciler reads.
+type caches interface {
+	Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error
+	Pods
+}
+
+func realReconciler(c caches, api API, r *run) *Reconciler {
+	return &Reconciler{Cache: c, Pods: c, API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone, Now: r.now}
 }
 
 func must[T any](value T, err error) T {
@@ -794,29 +794,24 @@ func (s unconditional) Update(ctx context.Context, in client.Object, opts ...cli
 type podsFirst struct {
 	cached
 	server
-	pods metav1.PartialObjectMetadataList
+	pods []any
 }
 
 func (c *podsFirst) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {
 	if pod, ok := out.(*corev1.Pod); ok {
-		for _, x := range c.pods.Items {
-			if x.Name == key.Name {
+		for _, x := range c.pods {
+			if x := x.(*corev1.Pod); x.Name == key.Name {
 				pod.ObjectMeta = x.ObjectMeta
 				return nil
 			}
 		}
 		return notFound(key.Name)
 	}
-	if err := c.cached.List(ctx, &c.pods, client.MatchingFields{Index: key.Name}); err != nil {
-		return err
-	}
+	c.pods = must(c.cached.ByIndex(index, key.Name))
 	return c.cached.Get(ctx, key, out, opts...)
 }
 
-func (c *podsFirst) List(_ context.Context, out client.ObjectList, _ ...client.ListOption) error {
-	c.pods.DeepCopyInto(out.(*metav1.PartialObjectMetadataList))
-	return nil
-}
+func (c *podsFirst) ByIndex(string, string) ([]any, error) { return c.pods, nil }
 
 // impatient takes every holder for an old one.
 type impatient struct{ server }

@@ -30,14 +30,38 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Index of a cache of pods: by the name of a pod's claim, and, of mapped pods,
-// by Family as well.
-const Index = "solepod.claim"
+// Pods finds pods by an index of Indexers. A toolscache.Indexer does.
+type Pods interface {
+	ByIndex(index, key string) ([]any, error)
+}
 
-// IndexKeys are the keys under which a pod is found in the Index. It is a
-// client.IndexerFunc.
-func IndexKeys(object client.Object) []string {
-	id, ok := taskpod.FromMeta(object, "").Identity()
+const index = "solepod.claim"
+
+// IndexPods has an informer on pods find them by the name of their claim, and
+// mapped ones by Family as well. (The index of a client.FieldIndexer has each pod
+// twice, so that namespaces can be told apart, as these keys do already; it takes
+// as much memory as the pods.)
+func IndexPods(informer cache.Informer) (Pods, error) {
+	shared, ok := informer.(toolscache.SharedIndexInformer)
+	if !ok {
+		return nil, fmt.Errorf("want a SharedIndexInformer, not %T", informer)
+	}
+	return shared.GetIndexer(), shared.AddIndexers(Indexers())
+}
+
+// Indexers are what Pods are found by.
+func Indexers() toolscache.Indexers {
+	return toolscache.Indexers{index: func(object any) ([]string, error) {
+		pod, ok := object.(metav1.Object)
+		if !ok {
+			return nil, fmt.Errorf("want a pod's metadata, not %T", object)
+		}
+		return keys(pod), nil
+	}}
+}
+
+func keys(pod metav1.Object) []string {
+	id, ok := taskpod.FromMeta(pod, "").Identity()
 	switch {
 	case !ok:
 		return nil
@@ -47,21 +71,19 @@ func IndexKeys(object client.Object) []string {
 	return []string{Name(id)}
 }
 
-// Family is the key in the Index of all mapped pods of an identity's task.
+// Family is the key in the index of all mapped pods of an identity's task.
 func Family(id taskpod.Identity) string { return "mapped-" + Name(id.AnyIndex()) }
 
-// ListPods returns the pods that a cache with the Index has under a key. Their
-// phase is not known.
-func ListPods(ctx context.Context, from client.Reader, key string) ([]taskpod.Pod, error) {
-	var list metav1.PartialObjectMetadataList
-	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
-	err := from.List(ctx, &list, client.MatchingFields{Index: key}, client.UnsafeDisableDeepCopy) // read only
+// ListPods returns the pods that are known under a key. Their phase is not known,
+// and their labels are those of the cache: not to be changed.
+func ListPods(from Pods, key string) ([]taskpod.Pod, error) {
+	objects, err := from.ByIndex(index, key)
 	if err != nil {
 		return nil, fmt.Errorf("looking up the pods of %s: %w", key, err)
 	}
-	pods := make([]taskpod.Pod, len(list.Items))
-	for i := range list.Items {
-		pods[i] = taskpod.FromMeta(&list.Items[i], "")
+	pods := make([]taskpod.Pod, len(objects))
+	for i := range objects {
+		pods[i] = taskpod.FromMeta(objects[i].(metav1.Object), "")
 	}
 	return pods, nil
 }
@@ -113,8 +135,12 @@ type Request string
 // a pod that is newer than its view of the claim it learns by a conflict, and
 // not the other way round, where it would take a new claim's pod for missing.
 type Reconciler struct {
-	// Cache has Leases of the claims' namespace, and pods with the Index.
-	Cache     client.Reader
+	// Cache has Leases of the claims' namespace.
+	Cache interface {
+		Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error
+	}
+	// Pods are those that are known, all over the cluster.
+	Pods      Pods
 	API       API
 	Namespace string
 	Settings  policy.Settings
@@ -226,7 +252,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	}
 	none := err != nil
 	// Before the pods, see above.
-	pods, err := ListPods(ctx, r.Cache, name)
+	pods, err := ListPods(r.Pods, name)
 	if err != nil {
 		return 0, err
 	}

@@ -16,12 +16,13 @@ import (
 
 // podReader finds the pods that an admission could collide with.
 type podReader struct {
+	known       claim.Pods
 	cache, live client.Reader
 }
 
 // cached returns the known pods whose identity overlaps with id. Their phase
 // is not in the cache: they count as live.
-func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Existing, error) {
+func (r podReader) cached(id taskpod.Identity) ([]policy.Existing, error) {
 	other := claim.Family
 	if id.Mapped {
 		// Only the pod of the same index and one without any can overlap. A task can
@@ -30,7 +31,7 @@ func (r podReader) cached(ctx context.Context, id taskpod.Identity) ([]policy.Ex
 	}
 	var existing []policy.Existing
 	for _, key := range []string{claim.Name(id), other(id)} {
-		pods, err := claim.ListPods(ctx, r.cache, key)
+		pods, err := claim.ListPods(r.known, key)
 		if err != nil {
 			return nil, err
 		}

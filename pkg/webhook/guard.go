@@ -146,7 +146,7 @@ func (g *Guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 // never turns an admission into a denial.
 func (g *Guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
 	id, _ := n.Pod.Identity()
-	cached, err := g.pods.cached(ctx, id)
+	cached, err := g.pods.cached(id)
 	if err != nil {
 		return policy.Decision{}, err
 	}

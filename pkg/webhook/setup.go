@@ -93,10 +93,8 @@ const maxTimeout = 30 * time.Second
 // The manager may outlive ctx, after which API servers are asked to go elsewhere.
 // It returns a function that reports whether the caches are filled.
 func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
-	if err := mgr.GetFieldIndexer().IndexField(ctx, environment.Object("Pod"), claim.Index, claim.IndexKeys); err != nil {
-		return nil, fmt.Errorf("indexing pods: %w", err)
-	}
 	gone := claim.NewGone()
+	var known claim.Pods
 	var informers []cache.Informer
 	for _, kind := range cachedKinds() {
 		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
@@ -104,6 +102,9 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
 		}
 		if kind == "Pod" {
+			if known, err = claim.IndexPods(informer); err != nil {
+				return nil, fmt.Errorf("indexing pods: %w", err)
+			}
 			if err := gone.Watch(informer); err != nil {
 				return nil, fmt.Errorf("watching pods: %w", err)
 			}
@@ -131,7 +132,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
 	reconciler := &claim.Reconciler{
-		Cache: mgr.GetCache(), API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now, Metrics: claimMetrics,
+		Cache: mgr.GetCache(), Pods: known, API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now, Metrics: claimMetrics,
 	}
 	if err := reconciler.SetupWithManager(mgr, gone); err != nil {
 		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
@@ -159,7 +160,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 	server.Register(StampPath, hook(ctx, large, &Stamp{
 		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
 	}))
-	pods := podReader{cache: mgr.GetCache(), live: api}
+	pods := podReader{known: known, cache: mgr.GetCache(), live: api}
 	server.Register(GuardPath, hook(ctx, large, &Guard{
 		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(), pods: pods, now: time.Now,
 		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics},

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/client-go/kubernetes/scheme"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -62,7 +63,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
 		guard: Guard{
 			reviewer: r, enforcer: told, settings: cfg.Policy(),
-			pods: podReader{cache: cached, live: live}, superseder: live, now: time.Now,
+			pods: podReader{known: known{cached}, cache: cached, live: live}, superseder: live, now: time.Now,
 			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
 		},
 	}
@@ -82,11 +83,27 @@ func cluster(t testing.TB, pods ...*corev1.Pod) client.WithWatch {
 		WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"},
 		}})
-	builder.WithIndex(&corev1.Pod{}, claim.Index, claim.IndexKeys)
 	for _, pod := range pods {
 		builder.WithObjects(pod)
 	}
 	return builder.Build()
+}
+
+// known is what an informer on the pods of a cluster would know.
+type known struct{ client.Reader }
+
+func (k known) ByIndex(index, key string) ([]any, error) {
+	var list corev1.PodList
+	if err := k.List(context.Background(), &list); err != nil {
+		return nil, err
+	}
+	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, claim.Indexers())
+	for i := range list.Items {
+		if err := informed.Add(&list.Items[i]); err != nil {
+			return nil, err
+		}
+	}
+	return informed.ByIndex(index, key)
 }
 
 func taskPod(name string) *corev1.Pod {

@@ -36,7 +36,12 @@ func TestClockSkew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := known.IndexField(t.Context(), environment.Object("Pod"), claim.Index, claim.IndexKeys); err != nil {
+	informer, err := known.GetInformer(t.Context(), environment.Object("Pod"), cache.BlockUntilSynced(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := claim.IndexPods(informer)
+	if err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = known.Start(t.Context()) }() // until the test ends
@@ -83,7 +88,7 @@ func TestClockSkew(t *testing.T) {
 				return known.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
 			})
 			leader := &claim.Reconciler{
-				Cache: known, API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Gone: never,
+				Cache: known, Pods: pods, API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Gone: never,
 				Now: func() time.Time { return time.Now().Add(requestLife + ahead.leader) },
 			}
 			if _, err := leader.Reconcile(t.Context(), claim.Request(claim.Name(id))); err != nil {
