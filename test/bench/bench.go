@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +20,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
@@ -184,27 +190,68 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 
 func rival(v variant) string { return "rival-of-" + string(v) }
 
-// fill creates pods until there are as many, and waits until solepod has
-// adopted them.
+// fill sees to it that there are as many pods, and that solepod knows them: one
+// that is created, and the claim with which solepod adopts it, and copies of both.
 func (b *bench) fill(ctx context.Context, size int) error {
-	var workers sync.WaitGroup
-	errs := make([]error, 32)
-	var next atomic.Int64
-	next.Store(int64(b.filled))
-	for w := range errs {
-		workers.Go(func() {
-			for errs[w] == nil && next.Add(1) <= int64(size) {
-				pod := b.pod(path{declared: true}, "fill")
-				errs[w] = b.plane.Admin.Create(ctx, pod)
-			}
-		})
+	if b.filled >= size {
+		return nil
 	}
-	workers.Wait()
-	b.filled = size
-	if err := errors.Join(errs...); err != nil {
+	pod := b.pod(path{declared: true}, "fill")
+	if err := b.plane.Admin.Create(ctx, pod); err != nil {
 		return err
 	}
+	b.filled++
+	if err := b.settled(ctx); err != nil {
+		return err
+	}
+	id, _ := taskpod.FromMeta(pod, "").Identity()
+	var lease coordinationv1.Lease
+	if err := b.plane.Admin.Get(ctx, client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &lease); err != nil {
+		return err
+	}
+	missing := int64(size - b.filled)
+	err := clients(32, func(int) error {
+		for atomic.AddInt64(&missing, -1) >= 0 {
+			if err := b.plane.Store(ctx, b.copies(pod, &lease)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	b.filled = size
 	return b.settled(ctx)
+}
+
+// clients work at the same time.
+func clients(n int, work func(i int) error) error {
+	var all sync.WaitGroup
+	errs := make([]error, n)
+	for i := range n {
+		all.Go(func() { errs[i] = work(i) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// copies are a pod of another task, and its claim.
+func (b *bench) copies(pod *corev1.Pod, lease *coordinationv1.Lease) []client.Object {
+	like := b.pod(path{}, "")
+	replacer := strings.NewReplacer(pod.Name, like.Name, string(pod.UID), string(uuid.NewUUID()))
+	pod, lease = pod.DeepCopy(), lease.DeepCopy()
+	pod.UID, pod.Name = types.UID(replacer.Replace(string(pod.UID))), like.Name
+	for _, labels := range []map[string]string{pod.Labels, lease.Labels} {
+		labels[taskpod.LabelTask] = like.Labels[taskpod.LabelTask]
+	}
+	id, _ := taskpod.FromMeta(pod, "").Identity()
+	lease.UID, lease.Name = uuid.NewUUID(), claim.Name(id)
+	for key, value := range lease.Annotations {
+		lease.Annotations[key] = replacer.Replace(value)
+	}
+	*lease.Spec.HolderIdentity = replacer.Replace(*lease.Spec.HolderIdentity)
+	return []client.Object{pod, lease}
 }
 
 // settled waits until there are as many claims as pods that were filled in.
@@ -242,8 +289,8 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 		go b.write(busy)
 	}
 	rounds := b.o.rounds
-	if l.busy {
-		rounds = (rounds + 1) / 2 // there are no targets for these
+	if l.busy || l.clients > 1 {
+		rounds = (rounds + 1) / 2 // there are no targets for these, or many more creates
 	}
 	for turn := -1; turn < rounds; turn++ { // the first one warms up
 		for _, i := range rand.Perm(len(l.path.variants)) { //nolint:gosec // an order, not a secret
@@ -263,24 +310,19 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 
 // turn is a variant's: clients create pods, each one after another.
 func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) {
-	var workers sync.WaitGroup
-	took, errs := make([][]float64, l.clients), make([]error, l.clients)
+	took := make([][]float64, l.clients)
 	end := time.Now().Add(b.o.slice)
-	for w := range l.clients {
-		workers.Go(func() {
-			for time.Now().Before(end) && errs[w] == nil {
-				var seconds float64
-				seconds, errs[w] = b.create(ctx, l, v)
-				took[w] = append(took[w], seconds)
+	err := clients(l.clients, func(i int) error {
+		for time.Now().Before(end) {
+			seconds, err := b.create(ctx, l, v)
+			if err != nil {
+				return err
 			}
-		})
-	}
-	workers.Wait()
-	var all []float64
-	for _, some := range took {
-		all = append(all, some...)
-	}
-	return all, errors.Join(errs...)
+			took[i] = append(took[i], seconds)
+		}
+		return nil
+	})
+	return slices.Concat(took...), err
 }
 
 // create creates a pod, and fails if it is not decided on as it should be.
@@ -317,12 +359,14 @@ func (b *bench) write(ctx context.Context) {
 	}, time.Second/unrelated)
 }
 
+// clean deletes what was created, that of each variant at the same time.
 func (b *bench) clean(ctx context.Context, l load) error {
-	for _, v := range l.path.variants {
-		err := b.plane.Admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(namespace), client.MatchingLabels{label: string(v)}, client.GracePeriodSeconds(0))
-		if err != nil {
-			return err
-		}
+	variants := l.path.variants
+	err := clients(len(variants), func(i int) error {
+		return b.plane.Admin.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(namespace), client.MatchingLabels{label: string(variants[i])}, client.GracePeriodSeconds(0))
+	})
+	if err != nil {
+		return err
 	}
 	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(guard.Namespace), client.HasLabels{label}); err != nil {
 		return err
@@ -342,13 +386,13 @@ type calls struct {
 	Reads   float64 `json:"reads"`
 	Lists   float64 `json:"lists"`
 	// CPU is what solepod's process takes for it, in seconds: the hooks, and the
-	// leader's work on the claim.
+	// leader's work on the claim until that is deleted.
 	CPU float64 `json:"cpu"`
 }
 
-// count creates pods of a path, one after another, and counts.
+// count has eight clients create pods of a path, and counts.
 func (b *bench) count(ctx context.Context, p path) (calls, error) {
-	const creates = 200
+	const creates = 800
 	if p.denied {
 		if err := b.airflows["alpha"].Create(ctx, b.pod(p, solepod)); err != nil {
 			return calls{}, err
@@ -378,10 +422,16 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	if err != nil {
 		return calls{}, err
 	}
-	for range creates {
-		if _, err := b.create(ctx, load{path: p}, solepod); err != nil {
-			return calls{}, err
+	err = clients(8, func(int) error {
+		for range creates / 8 {
+			if _, err := b.create(ctx, load{path: p}, solepod); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return calls{}, err
 	}
 	after, err := read()
 	each := func(i int) float64 { return float64(after[i]-before[i]) / creates }
