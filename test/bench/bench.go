@@ -77,7 +77,8 @@ type row struct {
 	Load    string              `json:"load"`
 	Samples map[variant]samples `json:"-"`
 	Results map[variant]result  `json:"results"`
-	slice   time.Duration
+	// took is how long a variant's turns lasted, all together.
+	took map[variant]time.Duration
 }
 
 type bench struct {
@@ -274,7 +275,7 @@ func (b *bench) settled(ctx context.Context) error {
 // row measures: turn by turn, each variant in a random order, and then takes
 // away what was created.
 func (b *bench) row(ctx context.Context, l load) (row, error) {
-	r := row{load: l, Load: l.String(), Samples: map[variant]samples{}, slice: b.o.slice}
+	r := row{load: l, Load: l.String(), Samples: map[variant]samples{}, took: map[variant]time.Duration{}}
 	if l.path.denied {
 		for _, v := range l.path.variants {
 			pod := b.pod(l.path, v)
@@ -289,18 +290,23 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 		go b.write(busy)
 	}
 	rounds := b.o.rounds
-	if l.busy || l.clients > 1 {
-		rounds = (rounds + 1) / 2 // there are no targets for these, or many more creates
+	if l.clients > 1 {
+		rounds = (rounds + 1) / 2 // and longer ones, see turn
+	}
+	if l.busy {
+		rounds = (rounds + 1) / 2 // there are no targets for these
 	}
 	for turn := -1; turn < rounds; turn++ { // the first one warms up
 		for _, i := range rand.Perm(len(l.path.variants)) { //nolint:gosec // an order, not a secret
 			v := l.path.variants[i]
-			took, err := b.turn(ctx, l, v)
+			began := time.Now()
+			seconds, err := b.turn(ctx, l, v)
 			if err != nil {
 				return r, fmt.Errorf("%s: %w", v, err)
 			}
 			if turn >= 0 {
-				r.Samples[v] = append(r.Samples[v], took)
+				r.Samples[v] = append(r.Samples[v], seconds)
+				r.took[v] += time.Since(began)
 			}
 		}
 	}
@@ -308,10 +314,15 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 	return r, b.clean(ctx, l)
 }
 
-// turn is a variant's: clients create pods, each one after another.
+// turn is a variant's: clients create pods, each one after another. It ends when
+// all are answered, and is longer with several clients, who wait for one another.
 func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) {
 	took := make([][]float64, l.clients)
-	end := time.Now().Add(b.o.slice)
+	slice := b.o.slice
+	if l.clients > 1 {
+		slice *= 4
+	}
+	end := time.Now().Add(slice)
 	err := clients(l.clients, func(i int) error {
 		for time.Now().Before(end) {
 			seconds, err := b.create(ctx, l, v)
@@ -392,7 +403,7 @@ type calls struct {
 
 // count has eight clients create pods of a path, and counts.
 func (b *bench) count(ctx context.Context, p path) (calls, error) {
-	const creates = 800
+	const creates = 240
 	if p.denied {
 		if err := b.airflows["alpha"].Create(ctx, b.pod(p, solepod)); err != nil {
 			return calls{}, err
@@ -474,7 +485,7 @@ func (b *bench) profile(ctx context.Context, into io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b.o.slice = 12 * time.Second
+	b.o.slice = 3 * time.Second // four times as long with several clients
 	created := make(chan error)
 	go func() {
 		_, err := b.turn(ctx, load{path: paths()[0], clients: 8}, solepod)

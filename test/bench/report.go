@@ -62,9 +62,8 @@ func (r *row) evaluate() {
 				x.Lo, x.Hi = 0, 0
 			}
 		}
-		seconds := r.slice.Seconds() * float64(len(r.Samples[v]))
 		r.Results[v] = result{
-			Creates: len(all), Median: s.Center, MedianLow: s.Lo, MedianHigh: s.Hi, P99: quantile(all, 0.99), PerSecond: float64(len(all)) / seconds,
+			Creates: len(all), Median: s.Center, MedianLow: s.Lo, MedianHigh: s.Hi, P99: quantile(all, 0.99), PerSecond: float64(len(all)) / r.took[v].Seconds(),
 			Ratio: ratio.Center, RatioLow: ratio.Lo, RatioHigh: ratio.Hi, RatioP99: quantile(all, 0.99) / quantile(pooled[base], 0.99),
 		}
 	}
