@@ -320,7 +320,7 @@ func (b *bench) turn(ctx context.Context, l load, v variant) ([]float64, error) 
 	took := make([][]float64, l.clients)
 	slice := b.o.slice
 	if l.clients > 1 {
-		slice *= 4
+		slice *= 2
 	}
 	end := time.Now().Add(slice)
 	err := clients(l.clients, func(i int) error {
@@ -485,7 +485,7 @@ func (b *bench) profile(ctx context.Context, into io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b.o.slice = 3 * time.Second // four times as long with several clients
+	b.o.slice = 6 * time.Second // twice as long with several clients
 	created := make(chan error)
 	go func() {
 		_, err := b.turn(ctx, load{path: paths()[0], clients: 8}, solepod)

@@ -140,7 +140,7 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 	}()
 	c.env = &envtest.Environment{
 		ControlPlaneStartTimeout: time.Minute,
-		ControlPlaneStopTimeout:  time.Minute,
+		ControlPlaneStopTimeout:  3 * time.Minute, // etcd with 100,000 pods takes more than one
 	}
 	apiServer := c.env.ControlPlane.GetAPIServer()
 	// Folders of ours outlive a stop, and with them data, keys and tokens.
