@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -473,33 +472,6 @@ func (b *bench) metric(ctx context.Context, name string) (sum float64, err error
 		sum += n
 	}
 	return sum, nil
-}
-
-// profile writes ten seconds of the API server's CPU profile.
-func (b *bench) profile(ctx context.Context, into io.Writer) error {
-	api, err := rest.HTTPClientFor(b.plane.Config)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.plane.Config.Host+"/debug/pprof/profile?seconds=10", nil)
-	if err != nil {
-		return err
-	}
-	b.o.slice = 6 * time.Second // twice as long with several clients
-	created := make(chan error)
-	go func() {
-		_, err := b.turn(ctx, load{path: paths()[0], clients: 8}, solepod)
-		created <- err
-	}()
-	resp, err := api.Do(req)
-	if err == nil {
-		_, err = io.Copy(into, resp.Body)
-		err = errors.Join(err, resp.Body.Close())
-		if resp.StatusCode != http.StatusOK {
-			err = errors.Join(err, fmt.Errorf("the API server's profile: %s", resp.Status))
-		}
-	}
-	return errors.Join(err, <-created)
 }
 
 // memory is what solepod takes, leader and all, when there are that many pods.

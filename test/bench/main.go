@@ -30,7 +30,6 @@ type options struct {
 	benchFmt string
 	fsync    bool
 	memory   int
-	profile  string
 }
 
 func main() {
@@ -43,7 +42,6 @@ func main() {
 	flag.StringVar(&o.benchFmt, "benchfmt", "", "file to write all samples to, for benchstat")
 	flag.BoolVar(&o.fsync, "fsync", true, "have etcd wait for the disk")
 	flag.IntVar(&o.memory, "memory", 100_000, "with how many task pods to look at solepod's memory and start, beside those of -sizes; 0 for none")
-	flag.StringVar(&o.profile, "profile", "", "file to write a CPU profile of the API server to, while 8 clients create pods with solepod; nothing else is done")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -79,9 +77,6 @@ func run(ctx context.Context, o options, out, progress io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stop()) }()
-	if o.profile != "" {
-		return writeFile(o.profile, func(w io.Writer) error { return b.profile(ctx, w) })
-	}
 	var all report
 	for _, size := range o.sizes {
 		if err := b.fill(ctx, size); err != nil {
