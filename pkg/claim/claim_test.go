@@ -42,8 +42,7 @@ func cluster(objects ...client.Object) client.WithWatch {
 	small := runtime.NewScheme()
 	small.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Pod{}, &corev1.PodList{})
 	small.AddKnownTypes(coordinationv1.SchemeGroupVersion, &coordinationv1.Lease{}, &coordinationv1.LeaseList{})
-	builder := fake.NewClientBuilder().WithScheme(small).WithObjects(objects...).WithTypeConverters(managedfields.NewDeducedTypeConverter())
-	return builder.Build()
+	return fake.NewClientBuilder().WithScheme(small).WithObjects(objects...).WithTypeConverters(managedfields.NewDeducedTypeConverter()).Build()
 }
 
 // known is what an informer on the pods of a cluster would know.

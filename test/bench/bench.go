@@ -19,7 +19,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
@@ -238,10 +237,10 @@ func clients(n int, work func(i int) error) error {
 
 // copies are a pod of another task, and its claim.
 func (b *bench) copies(pod *corev1.Pod, lease *coordinationv1.Lease) []client.Object {
-	like := b.pod(path{}, "")
-	replacer := strings.NewReplacer(pod.Name, like.Name, string(pod.UID), string(uuid.NewUUID()))
+	like, uid := b.pod(path{}, ""), uuid.NewUUID()
+	replacer := strings.NewReplacer(pod.Name, like.Name, string(pod.UID), string(uid))
 	pod, lease = pod.DeepCopy(), lease.DeepCopy()
-	pod.UID, pod.Name = types.UID(replacer.Replace(string(pod.UID))), like.Name
+	pod.UID, pod.Name = uid, like.Name
 	for _, labels := range []map[string]string{pod.Labels, lease.Labels} {
 		labels[taskpod.LabelTask] = like.Labels[taskpod.LabelTask]
 	}
