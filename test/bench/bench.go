@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -408,18 +407,21 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 		}
 	}
 	read := func() (counts [5]int, err error) {
-		counted := func(i int, counter string, labels ...string) {
-			n, countErr := b.plane.Counted(ctx, counter, labels...)
+		counted := func(i int, counter string, labels map[string]string) {
+			n, countErr := b.plane.Counted(ctx, counter, labels)
 			counts[i] += n
 			err = errors.Join(err, countErr)
 		}
 		for i, hook := range []string{"stamp", "guard"} {
-			counted(i, "apiserver_admission_webhook_admission_duration_seconds_count", fmt.Sprintf("name=%q", hook+".solepod.io"))
+			counted(i, "apiserver_admission_webhook_admission_duration_seconds", map[string]string{"name": hook + ".solepod.io"})
 		}
-		counted(2, "apiserver_request_total", `verb="POST"`, `resource="leases"`)
-		for _, resource := range []string{`resource="pods"`, `resource="leases"`} {
-			counted(3, "apiserver_request_total", `verb="GET"`, resource)
-			counted(4, "apiserver_request_total", `verb="LIST"`, resource)
+		requests := func(i int, verb, resource string) {
+			counted(i, "apiserver_request_total", map[string]string{"verb": verb, "resource": resource})
+		}
+		requests(2, "POST", "leases")
+		for _, resource := range []string{"pods", "leases"} {
+			requests(3, "GET", resource)
+			requests(4, "LIST", resource)
 		}
 		return counts, err
 	}
@@ -454,23 +456,12 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 }
 
 // metric is the sum of what solepod's process has under a name.
-func (b *bench) metric(ctx context.Context, name string) (sum float64, err error) {
+func (b *bench) metric(ctx context.Context, name string) (float64, error) {
 	metrics, err := b.guard.Metrics(ctx)
 	if err != nil {
 		return 0, err
 	}
-	samples := regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? (\S+)$`).FindAllSubmatch(metrics, -1)
-	if samples == nil {
-		return 0, fmt.Errorf("solepod's metrics have no %s", name)
-	}
-	for _, sample := range samples {
-		n, err := strconv.ParseFloat(string(sample[1]), 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += n
-	}
-	return sum, nil
+	return controlplane.Sum(metrics, name, nil)
 }
 
 // memory is what solepod takes, leader and all, when there are that many pods.

@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,7 +30,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -371,34 +369,6 @@ func (c *ControlPlane) User(name string, groups ...string) (*rest.Config, error)
 		return nil, err
 	}
 	return user.Config(), nil
-}
-
-// Counted is the sum of the API server's own counters of a name whose labels
-// contain each of labels, written key="value".
-func (c *ControlPlane) Counted(ctx context.Context, counter string, labels ...string) (int, error) {
-	clients, err := kubernetes.NewForConfig(c.Config)
-	if err != nil {
-		return 0, err
-	}
-	metrics, err := clients.RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
-	if err != nil {
-		return 0, err
-	}
-	sum := 0
-	for line := range strings.Lines(string(metrics)) {
-		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
-		name, got, _ := strings.Cut(series, "{")
-		has := func(label string) bool { return strings.Contains(","+got+",", ","+label+",") }
-		if name != counter || slices.ContainsFunc(labels, func(l string) bool { return !has(l) }) {
-			continue
-		}
-		n, err := strconv.Atoi(value)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", line, err)
-		}
-		sum += n
-	}
-	return sum, nil
 }
 
 // FreeAddress finds a port of a host on which nobody listens, below those that the

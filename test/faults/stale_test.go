@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/claim"
+	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -129,14 +129,9 @@ func TestIdleCluster(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := regexp.MustCompile(`(?m)^solepod_cache_last_update_timestamp_seconds\{kind="\w+"\} (\S+)$`).FindAllSubmatch(metrics, -1)
-		var times []float64
-		for _, match := range found {
-			seconds, err := strconv.ParseFloat(string(match[1]), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			times = append(times, seconds)
+		times, err := controlplane.Samples(metrics, "solepod_cache_last_update_timestamp_seconds", nil)
+		if err != nil {
+			t.Fatal(err)
 		}
 		if len(times) != 3 {
 			t.Fatalf("%d kinds", len(times))

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -257,12 +256,8 @@ func (r *Replica) calls(ctx context.Context, path string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	line := regexp.MustCompile(`(?m)^controller_runtime_webhook_requests_total\{code="200",webhook="` + path + `"\} (\d+)$`)
-	match := line.FindSubmatch(metrics)
-	if match == nil {
-		return 0, fmt.Errorf("no count of requests for %s in the metrics", path)
-	}
-	return strconv.Atoi(string(match[1]))
+	calls, err := controlplane.Sum(metrics, "controller_runtime_webhook_requests_total", map[string]string{"code": "200", "webhook": path})
+	return int(calls), err
 }
 
 func get(ctx context.Context, url string) ([]byte, error) {

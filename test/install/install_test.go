@@ -1,6 +1,7 @@
 package install
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -39,7 +40,7 @@ func TestReadme(t *testing.T) {
 	c.green()
 	c.guarded("readme")
 	for _, pod := range c.kubelet.Running() {
-		if text, err := metrics(t.Context(), pod); err != nil || !strings.Contains(text, "solepod_certificate_expiration_timestamp_seconds 1.") {
+		if text, err := metrics(t.Context(), pod); err != nil || !bytes.Contains(text, []byte("\nsolepod_certificate_expiration_timestamp_seconds 1.")) {
 			t.Errorf("the metrics of %s (%v) have no time of expiry", pod.Name, err)
 		}
 	}

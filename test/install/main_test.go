@@ -280,15 +280,15 @@ func serials(ctx context.Context, pods []kubelet.Pod) (out []string, err error) 
 	return slices.Compact(out), nil
 }
 
-func metrics(ctx context.Context, pod kubelet.Pod) (string, error) {
+func metrics(ctx context.Context, pod kubelet.Pod) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+pod.MetricsAddress+"/metrics", nil)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	body, err := io.ReadAll(resp.Body)
-	return string(body), errors.Join(err, resp.Body.Close())
+	return body, errors.Join(err, resp.Body.Close())
 }

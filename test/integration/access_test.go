@@ -193,7 +193,7 @@ func TestForeignAccessSettings(t *testing.T) {
 // to existing pods, by its own count.
 func accessCalls(t *testing.T) int {
 	t.Helper()
-	calls, err := plane.Counted(t.Context(), "apiserver_admission_webhook_request_total", `name="access.solepod.io"`)
+	calls, err := plane.Counted(t.Context(), "apiserver_admission_webhook_request_total", map[string]string{"name": "access.solepod.io"})
 	if err != nil {
 		t.Fatal(err)
 	}

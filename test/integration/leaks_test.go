@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -21,15 +20,11 @@ func goroutines(t *testing.T, g *guard.Guard) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	match := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(metrics)
-	if match == nil {
-		t.Fatal("no go_goroutines in the metrics")
-	}
-	n, err := strconv.Atoi(string(match[1]))
+	n, err := controlplane.Sum(metrics, "go_goroutines", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return n
+	return int(n)
 }
 
 // What a review starts has ended with it, be it admitted, denied, refused or

@@ -16,7 +16,7 @@ import (
 // with a verb on a resource.
 func requests(t *testing.T, verb, resource string) int {
 	t.Helper()
-	n, err := plane.Counted(t.Context(), "apiserver_request_total", fmt.Sprintf("verb=%q", verb), fmt.Sprintf("resource=%q", resource))
+	n, err := plane.Counted(t.Context(), "apiserver_request_total", map[string]string{"verb": verb, "resource": resource})
 	if err != nil {
 		t.Fatal(err)
 	}
