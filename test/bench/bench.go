@@ -287,11 +287,8 @@ func (b *bench) row(ctx context.Context, l load) (row, error) {
 		go b.write(busy)
 	}
 	rounds := b.o.rounds
-	if l.clients > 1 {
-		rounds = (rounds + 1) / 2 // and longer ones, see turn
-	}
-	if l.busy {
-		rounds = (rounds + 1) / 2 // there are no targets for these
+	if l.clients > 1 || l.busy {
+		rounds = (rounds + 3) / 4 // those of several clients are longer, see turn
 	}
 	for turn := -1; turn < rounds; turn++ { // the first one warms up
 		for _, i := range rand.Perm(len(l.path.variants)) { //nolint:gosec // an order, not a secret

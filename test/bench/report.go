@@ -15,7 +15,8 @@ import (
 type result struct {
 	Creates int     `json:"creates"`
 	Median  float64 `json:"median"`
-	// MedianLow and MedianHigh enclose the median with 95 % confidence.
+	// MedianLow and MedianHigh enclose the median with 95 % confidence; both are 0
+	// if there are too few samples for that.
 	MedianLow  float64 `json:"medianLow"`
 	MedianHigh float64 `json:"medianHigh"`
 	P99        float64 `json:"p99"`
@@ -57,7 +58,6 @@ func (r *row) evaluate() {
 		}
 		ratio := benchmath.AssumeNothing.Summary(benchmath.NewSample(ratios, &benchmath.DefaultThresholds), 0.95)
 		for _, x := range []*benchmath.Summary{&s, &ratio} {
-			// Too few samples for any confidence.
 			if math.IsInf(x.Lo, 0) || math.IsInf(x.Hi, 0) {
 				x.Lo, x.Hi = 0, 0
 			}
@@ -99,8 +99,8 @@ func (all *report) table(out io.Writer) error {
 		fmt.Fprintf(w, "variant\tcreates\tmedian ms\t95 %%\tp99 ms\ta second\tto %s\t95 %%\tp99 to %s\n", r.base(), r.base())
 		for _, v := range r.load.path.variants {
 			x := r.Results[v]
-			fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f-%.2f\t%.2f\t%.0f\t%.2f\t%.2f-%.2f\t%.2f\n",
-				v, x.Creates, 1000*x.Median, 1000*x.MedianLow, 1000*x.MedianHigh, 1000*x.P99, x.PerSecond, x.Ratio, x.RatioLow, x.RatioHigh, x.RatioP99)
+			fmt.Fprintf(w, "%s\t%d\t%.2f\t%s\t%.2f\t%.0f\t%.2f\t%s\t%.2f\n",
+				v, x.Creates, 1000*x.Median, interval(1000*x.MedianLow, 1000*x.MedianHigh), 1000*x.P99, x.PerSecond, x.Ratio, interval(x.RatioLow, x.RatioHigh), x.RatioP99)
 		}
 	}
 	fmt.Fprintf(w, "\nrequests for each create\tstamp hook\tguard hook\tLeases created\treads\tlists\tCPU ms\n")
@@ -120,6 +120,13 @@ func (all *report) table(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%.2f\t%s\n", t.Name, t.Want, t.Got, verdict)
 	}
 	return w.Flush()
+}
+
+func interval(low, high float64) string {
+	if high == 0 {
+		return "?" // too few samples
+	}
+	return fmt.Sprintf("%.2f-%.2f", low, high)
 }
 
 // benchFormat is what benchstat reads.
