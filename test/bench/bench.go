@@ -46,7 +46,7 @@ func paths() []path {
 		{name: "declared", variants: []variant{noop, floor, solepod}, declared: true, once: true},
 		{name: "denied", variants: []variant{noop, solepod, naive}, denied: true, once: true},
 		{name: "dry run", variants: []variant{noop, solepod}, dryRun: true, once: true},
-		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull}, once: true, empty: true},
+		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull, floorStamp, solepod}, once: true, empty: true},
 	}
 }
 
@@ -128,7 +128,7 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 			if err := b.airflows["alpha"].Create(ctx, pod, client.DryRunAll); err != nil {
 				return false, nil //nolint:nilerr // not yet
 			}
-			if _, stamped := pod.Labels["airflow-environment"]; stamped != (v == solepod) {
+			if _, stamped := pod.Labels["airflow-environment"]; stamped != (v == solepod || v == floorStamp) {
 				return false, nil
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"gomodules.xyz/jsonpatch/v2"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/solepod/solepod/certs"
+	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/guard"
 )
@@ -39,13 +41,19 @@ const (
 	naive   variant = "naive"   // no-op, and a validating one that lists pods
 
 	// What the floor would be otherwise.
-	floorJSON variant = "floor-json" // in JSON in place of protobuf
-	floorDial variant = "floor-dial" // on a new connection each time
-	floorFull variant = "floor-full" // with all that solepod writes into a claim
+	floorJSON  variant = "floor-json"  // in JSON in place of protobuf
+	floorDial  variant = "floor-dial"  // on a new connection each time
+	floorFull  variant = "floor-full"  // with all that solepod writes into a claim
+	floorStamp variant = "floor-stamp" // the mutating hook adds to the pod what solepod adds
 )
 
+// stamp is the mutating hook of floorStamp.
+const stamp variant = "stamp"
+
 // served are those that stand in for something.
-func served() []variant { return []variant{noop, floor, naive, floorJSON, floorDial, floorFull} }
+func served() []variant {
+	return []variant{noop, floor, naive, floorJSON, floorDial, floorFull, floorStamp}
+}
 
 const label = "bench"
 
@@ -71,10 +79,14 @@ func startOthers(ctx context.Context, plane *controlplane.ControlPlane) (*others
 		return nil, err
 	}
 	for _, v := range served() {
+		mutating := noop
+		if v == floorStamp {
+			mutating = stamp
+		}
 		o.webhooks.MutatingWebhooks = append(o.webhooks.MutatingWebhooks, &admissionregistrationv1.MutatingWebhookConfiguration{
 			ObjectMeta: metav1.ObjectMeta{Name: "bench-" + string(v)},
 			Webhooks: []admissionregistrationv1.MutatingWebhook{{
-				Name: string(v) + ".bench.solepod.io", ClientConfig: service("/no-op"), Rules: creates(), ObjectSelector: selects(v),
+				Name: string(v) + ".bench.solepod.io", ClientConfig: service("/" + string(mutating)), Rules: creates(), ObjectSelector: selects(v),
 				SideEffects: new(admissionregistrationv1.SideEffectClassNone), AdmissionReviewVersions: []string{"v1"},
 			}},
 		})
@@ -99,9 +111,15 @@ func startOthers(ctx context.Context, plane *controlplane.ControlPlane) (*others
 	})
 	handlers := map[variant]admission.HandlerFunc{
 		noop: func(context.Context, admission.Request) admission.Response { return admission.Allowed("") },
+		stamp: func(context.Context, admission.Request) admission.Response {
+			return admission.Patched("",
+				jsonpatch.NewOperation("add", "/metadata/labels/airflow-environment", "alpha"),
+				jsonpatch.NewOperation("add", "/metadata/annotations", map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped}),
+			)
+		},
 	}
 	for v, change := range map[variant]func(*rest.Config){
-		floor: nil, naive: nil, floorFull: nil,
+		floor: nil, naive: nil, floorFull: nil, floorStamp: nil,
 		floorJSON: func(c *rest.Config) { c.ContentType = runtime.ContentTypeJSON },
 		floorDial: func(c *rest.Config) {
 			c.Wrap(func(t http.RoundTripper) http.RoundTripper {
