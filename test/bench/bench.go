@@ -170,9 +170,13 @@ func only(ctx context.Context, c client.Client) error {
 // pod is a new task's, as Airflow sends it.
 func (b *bench) pod(p path, v variant) *corev1.Pod {
 	n := strconv.FormatInt(b.sequence.Add(1), 10)
+	operator := "True"
+	if slices.Contains(append(served(), none), v) {
+		operator = "No" // or solepod would hear of the pod, and adopt it meanwhile
+	}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "task-" + n, Labels: map[string]string{
-			"kubernetes_pod_operator": "True", "dag_id": "bench", "task_id": "task-" + n, "run_id": "scheduled__2023-03-08T0130000000-77fa57adf", "try_number": "1",
+			"kubernetes_pod_operator": operator, "dag_id": "bench", "task_id": "task-" + n, "run_id": "scheduled__2023-03-08T0130000000-77fa57adf", "try_number": "1",
 			label: string(v),
 		}},
 		Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "base", Image: "job"}}},
