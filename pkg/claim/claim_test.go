@@ -616,7 +616,24 @@ func TestPodEvents(t *testing.T) {
 			}
 		})
 	}
-	if got := claimOfLease(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}}); got != nil {
-		t.Errorf("the lease of the leader election: %v", got)
+}
+
+func TestLeaseEvents(t *testing.T) {
+	claim, election := string(claimOfPod(&metav1.PartialObjectMetadata{ObjectMeta: newPod("x", "").ObjectMeta})), "solepod"
+	for _, name := range []string{claim, election} {
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		q, events := &recorded{}, leaseEvents()
+		events.Create(t.Context(), event.TypedCreateEvent[leaseEvent]{Object: lease}, q)
+		events.Update(t.Context(), event.TypedUpdateEvent[leaseEvent]{ObjectOld: lease, ObjectNew: lease}, q)
+		events.Delete(t.Context(), event.TypedDeleteEvent[leaseEvent]{Object: lease}, q)
+		var want []string
+		if name == claim {
+			for _, after := range []string{"1s", "0s", "0s"} {
+				want = append(want, fmt.Sprintf("%s after %s", short(Request(claim)), after))
+			}
+		}
+		if diff := cmp.Diff(want, q.added); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
 	}
 }

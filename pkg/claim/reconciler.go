@@ -152,8 +152,9 @@ type Reconciler struct {
 }
 
 const (
-	// adoptAfter is how long after a pod its claim is looked for. The watch
-	// of the claims needs a moment to tell of what was there before the pod.
+	// adoptAfter is how long after a pod its claim is looked for, and after a claim
+	// its pod. The watch of the claims needs a moment to tell of what was there
+	// before the pod.
 	adoptAfter = time.Second
 	// retryAfter is when a claim is looked at again that somebody else was
 	// writing.
@@ -176,13 +177,14 @@ func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *Gone) error {
 	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
 	return errors.Join(
 		c.Watch(source.TypedKind(mgr.GetCache(), pod, podEvents(gone))),
-		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, handler.TypedEnqueueRequestsFromMapFunc(claimOfLease))),
+		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, leaseEvents())),
 	)
 }
 
 type (
-	podEvent = *metav1.PartialObjectMetadata
-	queue    = workqueue.TypedRateLimitingInterface[Request]
+	podEvent   = *metav1.PartialObjectMetadata
+	leaseEvent = *coordinationv1.Lease
+	queue      = workqueue.TypedRateLimitingInterface[Request]
 )
 
 // podEvents turns what happens to pods into requests, and adds those that go
@@ -226,11 +228,20 @@ func claimOfPod(object podEvent) Request {
 	return Request(Name(id))
 }
 
-func claimOfLease(_ context.Context, lease *coordinationv1.Lease) []Request {
-	if !strings.HasPrefix(lease.Name, prefix) {
-		return nil // such as the one of the leader election
+// leaseEvents turns what happens to claims into requests. A new claim is looked at
+// together with its pod, which comes after it: once, and not while the pod is
+// being created.
+func leaseEvents() handler.TypedEventHandler[leaseEvent, Request] {
+	look := func(lease leaseEvent, q queue, after time.Duration) {
+		if strings.HasPrefix(lease.Name, prefix) { // others are such as the one of the leader election
+			q.AddAfter(Request(lease.Name), after)
+		}
 	}
-	return []Request{Request(lease.Name)}
+	return handler.TypedFuncs[leaseEvent, Request]{
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[leaseEvent], q queue) { look(e.Object, q, adoptAfter) },
+		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[leaseEvent], q queue) { look(e.ObjectNew, q, 0) },
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[leaseEvent], q queue) { look(e.Object, q, 0) },
+	}
 }
 
 // Reconcile implements reconcile.TypedReconciler.

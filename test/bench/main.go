@@ -35,7 +35,7 @@ func main() {
 	var o options
 	sizes := flag.String("sizes", "0,5000,50000", "how many task pods are there already")
 	clients := flag.String("clients", "1,8,32", "how many clients create pods at once")
-	flag.IntVar(&o.rounds, "rounds", 40, "how often each variant has its turn in a row of the table; a quarter as often with several clients or on a busy cluster")
+	flag.IntVar(&o.rounds, "rounds", 32, "how often each variant has its turn in a row of the table; a quarter as often with several clients or on a busy cluster")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "how long a turn lasts, with one client; twice as long with several")
 	flag.StringVar(&o.jsonFile, "json", "", "file to write all numbers to")
 	flag.StringVar(&o.benchFmt, "benchfmt", "", "file to write all samples to, for benchstat")
