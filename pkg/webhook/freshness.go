@@ -115,8 +115,14 @@ func (f *Freshness) listen(ctx context.Context, kind string, from toolscache.Wat
 		silence.Stop() // until the first of them, for which there may be much to read
 	}
 	go func() {
-		defer end()
-		defer w.Stop()
+		defer func() {
+			end()
+			w.Stop()
+			// A watch may say that it was broken off, and waits until it is heard:
+			// the watch.Filter that controller-runtime puts on metadata for ever.
+			for range w.ResultChan() {
+			}
+		}()
 		defer close(events)
 		defer silence.Stop()
 		for {

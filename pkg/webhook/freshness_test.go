@@ -24,11 +24,13 @@ func TestFreshness(t *testing.T) {
 		last *watch.FakeWatcher // what the API server has begun last
 	)
 	begin := func(context.Context) error { return nil }
+	plain := func(w *watch.FakeWatcher) watch.Interface { return w }
+	as := plain
 	listen := func(t *testing.T, options metav1.ListOptions) (watch.Interface, error) {
 		return f.listen(t.Context(), "Pod", toolscache.ToWatcherWithContext(&toolscache.ListWatch{
 			WatchFuncWithContext: func(ctx context.Context, _ metav1.ListOptions) (watch.Interface, error) {
 				last = watch.NewFake()
-				return last, begin(ctx)
+				return as(last), begin(ctx)
 			},
 		}), options)
 	}
@@ -124,6 +126,20 @@ func TestFreshness(t *testing.T) {
 				t.Error("it goes on")
 			}
 		},
+		// The bubble does not end before all that was begun in it has.
+		"what is told when it is stopped is taken": func(t *testing.T) {
+			as = func(w *watch.FakeWatcher) watch.Interface {
+				return watch.Filter(lastWord{w}, func(e watch.Event) (watch.Event, bool) { return e, true })
+			}
+			stopped := mustListen(t, metav1.ListOptions{})
+			stopped.Stop()
+			silent := mustListen(t, metav1.ListOptions{})
+			time.Sleep(limit)
+			synctest.Wait()
+			if !ended(silent) {
+				t.Error("it goes on")
+			}
+		},
 		"an answer that does not come is given up": func(t *testing.T) {
 			begin = func(ctx context.Context) error {
 				<-ctx.Done()
@@ -150,11 +166,22 @@ func TestFreshness(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			begin = func(context.Context) error { return nil }
+			begin, as = func(context.Context) error { return nil }, plain
 			synctest.Test(t, func(t *testing.T) {
 				f = newFreshness(limit, time.Now)
 				test(t)
 			})
 		})
 	}
+}
+
+// lastWord is a watch that tells of an error when it is stopped, as those of
+// client-go may.
+type lastWord struct{ *watch.FakeWatcher }
+
+func (w lastWord) Stop() {
+	go func() {
+		w.Error(&metav1.Status{Message: "the connection was closed"})
+		w.FakeWatcher.Stop()
+	}()
 }
