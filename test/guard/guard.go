@@ -260,7 +260,8 @@ func (r *Replica) calls(ctx context.Context, path string) (int, error) {
 	return int(calls), err
 }
 
-func get(ctx context.Context, url string) ([]byte, error) {
+// Get reads what is at a URL. Any status but 200 is an error.
+func Get(ctx context.Context, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

@@ -107,18 +107,18 @@ func (r *Replica) DropAPI() error { return r.api.drop() }
 
 // Ready asks /readyz.
 func (r *Replica) Ready(ctx context.Context) error {
-	_, err := get(ctx, "http://"+r.HealthAddress+"/readyz")
+	_, err := Get(ctx, "http://"+r.HealthAddress+"/readyz")
 	return err
 }
 
 // Metrics reads /metrics.
 func (r *Replica) Metrics(ctx context.Context) ([]byte, error) {
-	return get(ctx, "http://"+r.MetricsAddress+"/metrics")
+	return Get(ctx, "http://"+r.MetricsAddress+"/metrics")
 }
 
 // AuditPage is the page that Options.Args must have asked for.
 func (r *Replica) AuditPage(ctx context.Context) ([]byte, error) {
-	return get(ctx, "http://"+r.MetricsAddress+"/audit")
+	return Get(ctx, "http://"+r.MetricsAddress+"/audit")
 }
 
 // WaitReady waits until Ready, and fails if the process ends before.

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/solepod/solepod/test/chart"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/guard"
 	"github.com/solepod/solepod/test/incident"
 	"github.com/solepod/solepod/test/kubelet"
 )
@@ -281,14 +281,5 @@ func serials(ctx context.Context, pods []kubelet.Pod) (out []string, err error) 
 }
 
 func metrics(ctx context.Context, pod kubelet.Pod) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+pod.MetricsAddress+"/metrics", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(resp.Body)
-	return body, errors.Join(err, resp.Body.Close())
+	return guard.Get(ctx, "http://"+pod.MetricsAddress+"/metrics")
 }
