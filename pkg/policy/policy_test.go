@@ -8,8 +8,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/fixture"
 )
 
 const key = taskpod.DefaultEnvironmentLabel
@@ -24,44 +26,16 @@ func defaults() Settings {
 	return Settings{EnvironmentLabel: key, SelectorIncludesLabels: true}
 }
 
-// pod reads a pod of the incident's task from one line: its name, then words.
-// alpha! declares the environment, alpha~ is stamped with it; key=value sets a
-// label, key- removes it; a phase, deleting, owned and mirror say what they
-// say. The default is a first try in phase Running.
+// pod reads a pod of the incident from a line of package fixture. The default
+// is a first try in phase Running.
 func pod(line string) taskpod.Pod {
-	words := strings.Fields(line)
-	p := taskpod.Pod{
-		Namespace: "data-jobs", Name: words[0], Phase: corev1.PodRunning, Created: alphaCreated,
-		Labels: map[string]string{
-			"kubernetes_pod_operator": "True",
-			"dag_id":                  "foo-bar-dag-id",
-			"task_id":                 "foo-bar-task-id",
-			"run_id":                  "scheduled__2023-03-08T0130000000-77fa57adf",
-			"try_number":              "1",
-		},
+	object := fixture.Pod("data-jobs", line)
+	object.CreationTimestamp = metav1.NewTime(alphaCreated)
+	phase := object.Status.Phase
+	if phase == "" {
+		phase = corev1.PodRunning
 	}
-	for _, word := range words[1:] {
-		label, value, isLabel := strings.Cut(word, "=")
-		switch {
-		case isLabel:
-			p.Labels[label] = value
-		case strings.HasSuffix(word, "!"):
-			p.Labels[key] = strings.TrimSuffix(word, "!")
-		case strings.HasSuffix(word, "~"):
-			p.Labels[key], p.Stamped = strings.TrimSuffix(word, "~"), true
-		case strings.HasSuffix(word, "-"):
-			delete(p.Labels, strings.TrimSuffix(word, "-"))
-		case word == "deleting":
-			p.Deleting = true
-		case word == "owned":
-			p.ControllerOwned = true
-		case word == "mirror":
-			p.Mirror = true
-		default:
-			p.Phase = corev1.PodPhase(word)
-		}
-	}
-	return p
+	return taskpod.FromMeta(object, phase)
 }
 
 func submit(line, requesterEnvironment string) Submission {

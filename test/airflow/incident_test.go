@@ -19,7 +19,7 @@ import (
 
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
-	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -359,7 +359,7 @@ func worker(w *world) {
 			"dag_id": "foo-bar-dag-id", "task_id": taskID, "run_id": runLabel, "try_number": "1",
 			"kubernetes_executor": "True", "airflow-worker": "1",
 		}},
-		Spec: corev1.PodSpec{NodeName: controlplane.NodeName, Containers: []corev1.Container{{Name: "base", Image: "airflow"}}},
+		Spec: corev1.PodSpec{NodeName: fixture.NodeName, Containers: []corev1.Container{{Name: "base", Image: "airflow"}}},
 	}
 	if err := plane.Admin.Create(w.Context(), pod); err != nil {
 		w.Fatal(err)

@@ -4,7 +4,6 @@ package audit
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,22 +13,24 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
-	"github.com/solepod/solepod/test/incident"
 )
 
 var plane *controlplane.ControlPlane
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 // its exit code and its peak memory in bytes.
 func solepod(t *testing.T, args ...string) (out string, code int, memory int64) {
 	t.Helper()
-	binary, err := guard.Binary(t.Context(), plane)
+	binary, err := guard.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +81,8 @@ func newNamespace(t *testing.T, name string, labels map[string]string) {
 // running creates a pod of the incident, and waits until the node runs it.
 func running(t *testing.T, namespace, name string, change func(*corev1.Pod)) *corev1.Pod {
 	t.Helper()
-	pod := incident.Pod(namespace, name)
-	pod.Spec.NodeName = controlplane.NodeName
+	pod := fixture.Pod(namespace, name)
+	pod.Spec.NodeName = fixture.NodeName
 	if change != nil {
 		change(pod)
 	}
@@ -103,7 +104,7 @@ func end(t *testing.T, pod *corev1.Pod, phase corev1.PodPhase) {
 
 func await(t *testing.T, pod *corev1.Pod, phase corev1.PodPhase) {
 	t.Helper()
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		err := plane.Admin.Get(t.Context(), client.ObjectKeyFromObject(pod), pod)
 		if err == nil && pod.Status.Phase != phase {
 			err = fmt.Errorf("phase %s", pod.Status.Phase)
@@ -112,34 +113,81 @@ func await(t *testing.T, pod *corev1.Pod, phase corev1.PodPhase) {
 	})
 }
 
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
-		last = condition()
-		return last == nil, nil
-	})
-	if err != nil {
-		t.Fatalf("%v: %v", err, last)
-	}
-}
-
+// names returns the names of all pods in a namespace.
 func names(t *testing.T, namespace string) []string {
 	t.Helper()
-	var pods corev1.PodList
-	if err := plane.Admin.List(t.Context(), &pods, client.InNamespace(namespace)); err != nil {
-		t.Fatal(err)
-	}
 	var out []string
-	for _, pod := range pods.Items {
+	for _, pod := range pods(t, namespace).Items {
 		out = append(out, pod.Name)
 	}
 	return out
 }
 
+func pods(t *testing.T, namespace string, options ...client.ListOption) *metav1.PartialObjectMetadataList {
+	t.Helper()
+	var list metav1.PartialObjectMetadataList
+	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PodList"))
+	if err := plane.Admin.List(t.Context(), &list, append(options, client.InNamespace(namespace))...); err != nil {
+		t.Fatal(err)
+	}
+	return &list
+}
+
+// count returns how many pods a namespace has, and does not read them.
+func count(t *testing.T, namespace string) int {
+	t.Helper()
+	first := pods(t, namespace, client.Limit(1))
+	return len(first.Items) + int(ptr.Deref(first.RemainingItemCount, 0))
+}
+
+// fill puts n task pods, of which each tenth has failed, into etcd.
+func fill(t *testing.T, namespace string, n int) {
+	t.Helper()
+	first := fixture.Pod(namespace, "task-00000 run_id=task-00000")
+	if err := plane.Admin.Create(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	first.Status.Phase = corev1.PodFailed
+	if err := plane.Admin.Status().Update(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	var (
+		workers sync.WaitGroup
+		next    atomic.Int64
+		failed  = make(chan error, 16)
+	)
+	for range cap(failed) {
+		workers.Go(func() {
+			for i := next.Add(1); i < int64(n); i = next.Add(1) {
+				pod := first.DeepCopy()
+				pod.Name, pod.UID = fmt.Sprintf("task-%05d", i), uuid.NewUUID()
+				pod.Labels["run_id"] = pod.Name
+				if i%10 != 0 {
+					pod.Status.Phase = corev1.PodRunning
+				}
+				if err := plane.Store(t.Context(), pod); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+	close(failed)
+	for err := range failed {
+		t.Fatal(err)
+	}
+	fixture.Eventually(t, func() error {
+		if got := count(t, namespace); got != n {
+			return fmt.Errorf("%d pods, want %d", got, n)
+		}
+		return nil
+	})
+}
+
 func eventuallyOnly(t *testing.T, namespace string, want ...string) {
 	t.Helper()
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		if got := names(t, namespace); fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Errorf("the pods are %q, want %q", got, want)
 		}
@@ -193,14 +241,14 @@ func TestIncidentWithoutGuard(t *testing.T) {
 
 	running(t, "airflow", "older", nil)
 	g := guard.Run(t, plane, guard.Options{})
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
 		if err == nil && !strings.Contains(string(metrics), "\nsolepod_claims_adopted_total 1\n") {
 			err = errors.New("nothing was adopted")
 		}
 		return err
 	})
-	if err := plane.Admin.Create(t.Context(), incident.Pod("airflow", "younger")); !apierrors.IsForbidden(err) {
+	if err := plane.Admin.Create(t.Context(), fixture.Pod("airflow", "younger")); !apierrors.IsForbidden(err) {
 		t.Errorf("beside an adopted pod: %v", err)
 	}
 	if r := report(t, "-n", "airflow"); r.Found() || r.Pods != 1 {
@@ -303,7 +351,7 @@ func TestServe(t *testing.T) {
 	end(t, running(t, "serve", "ended", nil), corev1.PodFailed)
 	running(t, "serve", "live", func(pod *corev1.Pod) { pod.Labels["run_id"] = "live" })
 	eventuallyOnly(t, "serve", "live")
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
 		if err != nil {
 			return err
@@ -327,38 +375,14 @@ func TestServe(t *testing.T) {
 // As many task pods as a large cluster has: what is read of them fits into
 // little memory, and what is left of a tenth of them is taken away.
 func TestMany(t *testing.T) {
-	const pods, every = 20_000, 10
+	const pods, leftovers = 20_000, 2_000
 	newNamespace(t, "many", map[string]string{"airflow-environment": "alpha"})
-	var workers sync.WaitGroup
-	failed := make(chan error, 32)
-	for w := range cap(failed) {
-		workers.Go(func() {
-			for i := w; i < pods; i += cap(failed) {
-				pod := incident.Pod("many", fmt.Sprintf("task-%05d", i))
-				pod.Labels["run_id"] = pod.Name
-				err := plane.Admin.Create(t.Context(), pod)
-				if err == nil && i%every == 0 {
-					pod.Status.Phase = corev1.PodFailed
-					err = plane.Admin.Status().Update(t.Context(), pod)
-				}
-				if err != nil {
-					failed <- err
-					return
-				}
-			}
-		})
-	}
-	workers.Wait()
-	select {
-	case err := <-failed:
-		t.Fatal(err)
-	default:
-	}
+	fill(t, "many", pods)
 	// Two of them collide.
 	running(t, "many", "collides", func(pod *corev1.Pod) { pod.Labels["run_id"] = "task-00001" })
 
 	out, code, memory := solepod(t, "audit", "-n", "many", "--older-than=0s")
-	if code != 1 || !strings.Contains(out, fmt.Sprintf("%d task pods, 1 collisions, %d leftovers, 0 orphans", pods+1, pods/every)) {
+	if code != 1 || !strings.Contains(out, fmt.Sprintf("%d task pods, 1 collisions, %d leftovers, 0 orphans", pods+1, leftovers)) {
 		t.Errorf("exit code %d", code)
 	}
 	t.Logf("audit has used %d MiB", memory>>20)
@@ -367,18 +391,18 @@ func TestMany(t *testing.T) {
 		t.Errorf("audit has used %d MiB", memory>>20)
 	}
 	// Interrupted, and done again.
-	binary, err := guard.Binary(t.Context(), plane)
+	binary, err := guard.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	reclaim := []string{"reclaim", "--yes", "--older-than=0s", "-n", "many", "--rate=300"}
-	first := exec.CommandContext(t.Context(), binary, reclaim...)
+	reclaim := []string{"reclaim", "--yes", "--older-than=0s", "-n", "many"}
+	first := exec.CommandContext(t.Context(), binary, append(reclaim, "--rate=20")...)
 	first.Env = append(first.Environ(), "KUBECONFIG="+plane.Kubeconfig)
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
-		if left := len(names(t, "many")); left == pods+1 {
+	fixture.Eventually(t, func() error {
+		if left := count(t, "many"); left == pods+1 {
 			return fmt.Errorf("%d pods", left)
 		}
 		return nil
@@ -386,15 +410,15 @@ func TestMany(t *testing.T) {
 	if err := errors.Join(first.Process.Signal(syscall.SIGTERM), ignoreExit(first.Wait())); err != nil {
 		t.Fatal(err)
 	}
-	left := len(names(t, "many"))
+	left := count(t, "many")
 	t.Logf("interrupted with %d pods left", left)
-	if left == pods+1-pods/every {
+	if left == pods+1-leftovers {
 		t.Error("it was done before it was interrupted")
 	}
-	if out, code, _ := solepod(t, reclaim...); code != 0 || !strings.Contains(out, "failed 0") {
+	if out, code, _ := solepod(t, append(reclaim, "--rate=300")...); code != 0 || !strings.Contains(out, "failed 0") {
 		t.Errorf("exit code %d", code)
 	}
-	if left := len(names(t, "many")); left != pods+1-pods/every {
+	if left := count(t, "many"); left != pods+1-leftovers {
 		t.Errorf("%d pods are left", left)
 	}
 }

@@ -11,10 +11,12 @@ import (
 	"github.com/solepod/solepod/test/controlplane"
 )
 
-// Release is the name that the tests install under, and Namespace where to.
+// Release is the name that the tests install under, Namespace where to, and
+// Version the chart's appVersion.
 const (
 	Release   = "solepod"
 	Namespace = "solepod-system"
+	Version   = "v0.1.0"
 )
 
 // Module is Helm itself; the Makefile renders the manifests with the same.

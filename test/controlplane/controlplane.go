@@ -36,6 +36,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/solepod/solepod/test/fixture"
 )
 
 // Options say what runs beside kube-apiserver and etcd.
@@ -43,7 +45,7 @@ type Options struct {
 	// ControllerManager runs ServiceAccounts, namespaces, Jobs and garbage
 	// collection.
 	ControllerManager bool
-	// Node runs pods that are bound to NodeName: they become Running, and end
+	// Node runs pods that are bound to fixture.NodeName: they become Running, and end
 	// as AnnotationEnd says.
 	Node bool
 	// Audit has the API server write down who did what to pods, in AuditLog.
@@ -74,9 +76,6 @@ func Main(m interface{ Run() int }, plane **ControlPlane, o Options) int {
 	}
 	return code
 }
-
-// NodeName is the node that Options.Node provides.
-const NodeName = "kwok-node"
 
 // AnnotationEnd is the phase, Succeeded or Failed, in which the node lets a
 // running pod end. Pods without it run until they are deleted; those of Jobs
@@ -211,10 +210,10 @@ func (c *ControlPlane) startNode(ctx context.Context, kwok string) error {
 	if err := os.WriteFile(stages, kwokStages, 0o600); err != nil {
 		return err
 	}
-	if err := c.Admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}); err != nil {
+	if err := c.Admin.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fixture.NodeName}}); err != nil {
 		return err
 	}
-	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-single-node="+NodeName, "--server-address=127.0.0.1:0")
+	return c.start(kwok, "--kubeconfig="+c.Kubeconfig, "--config="+stages, "--manage-single-node="+fixture.NodeName, "--server-address=127.0.0.1:0")
 }
 
 func (c *ControlPlane) start(path string, args ...string) error {

@@ -26,8 +26,8 @@ import (
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
-	"github.com/solepod/solepod/test/incident"
 )
 
 const jobs = "data-jobs"
@@ -223,7 +223,7 @@ func (d *demo) guard(ctx context.Context) (*guard.Guard, error) {
 // create submits the incident's pod as an Airflow does, declared or not, and
 // lets it run, which is a kubelet's part.
 func (d *demo) create(ctx context.Context, airflow client.Client, environment, name string, declared bool) (taskpod.Pod, error) {
-	pod := incident.Pod(jobs, name)
+	pod := fixture.Pod(jobs, name)
 	if declared {
 		pod.Labels[taskpod.DefaultEnvironmentLabel] = environment
 	}

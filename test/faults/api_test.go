@@ -19,7 +19,7 @@ import (
 // time for which the API server waits for the webhook.
 func TestAPIServerFails(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{Replicas: 2, Faults: true})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	breakAll := func(faults func(verb, resource string) guard.Fault) {
 		for _, replica := range g.Replicas {
 			replica.Break(faults)
@@ -83,7 +83,7 @@ func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{
 		Faults: true, Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nonError: Allow\n",
 	})
-	airflows(t)
+	guard.Airflows(t, plane, jobs)
 	config, err := plane.Airflow(t.Context(), "airflow-alpha", "airflow", jobs)
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 // etcd answers nobody for ten seconds, as with a disk that hangs.
 func TestEtcdStalls(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	if err := clients["alpha"].Create(t.Context(), pod("stall-live", "stall-live")); err != nil {
 		t.Fatal(err)
 	}

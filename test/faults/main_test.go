@@ -3,7 +3,6 @@
 package faults
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -12,19 +11,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
-	"github.com/solepod/solepod/test/incident"
 )
 
 // jobs is the namespace of all task pods; each test has runs of its own.
@@ -36,39 +33,10 @@ func TestMain(m *testing.M) {
 	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true}))
 }
 
-// eventually waits until a condition holds, and fails the test with the last
-// error if it does not.
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, 2*time.Minute, true, func(context.Context) (bool, error) {
-		last = condition()
-		return last == nil, nil
-	})
-	if err != nil {
-		t.Fatalf("%v: %v", err, last)
-	}
-}
-
-// airflows are the clients of alpha's and production's Airflow.
-func airflows(t *testing.T) map[string]client.Client {
-	t.Helper()
-	clients, err := plane.Airflows(t.Context(), jobs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return clients
-}
-
-// pod is one of a task that is told apart by its run, with labels key=value.
-func pod(run, name string, labels ...string) *corev1.Pod {
-	pod := incident.Pod(jobs, name)
-	pod.Labels["run_id"] = run
-	for _, label := range labels {
-		key, value, _ := strings.Cut(label, "=")
-		pod.Labels[key] = value
-	}
-	return pod
+// pod returns a pod of a task that is told apart by its run. The words are those
+// of package fixture.
+func pod(run, name string, words ...string) *corev1.Pod {
+	return fixture.Pod(jobs, strings.Join(append([]string{name, "run_id=" + run}, words...), " "))
 }
 
 // race creates n pods of one task at the same moment, one half in each
@@ -87,15 +55,11 @@ func race(t *testing.T, clients map[string]client.Client, run string, n int) []e
 	return answers
 }
 
-// podsOf are the names of a run's pods.
+// podsOf returns the names of a run's pods.
 func podsOf(t *testing.T, run string) []string {
 	t.Helper()
-	var list corev1.PodList
-	if err := plane.Admin.List(t.Context(), &list, client.InNamespace(jobs), client.MatchingLabels{"run_id": run}); err != nil {
-		t.Fatal(err)
-	}
 	names := []string{}
-	for _, pod := range list.Items {
+	for _, pod := range guard.PodsOf(t, plane, jobs, run) {
 		names = append(names, pod.Name)
 	}
 	return names
@@ -151,7 +115,7 @@ func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run s
 	revive(t, g)
 	for i := range len(g.Replicas) {
 		try := fmt.Sprintf("%s-back-%d", run, i)
-		eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(try, try)) })
+		fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(try, try)) })
 	}
 	unique(t, run+"-after", race(t, clients, run+"-after", 8), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight")
 }
@@ -161,7 +125,7 @@ func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run s
 func revive(t *testing.T, g *guard.Guard) {
 	t.Helper()
 	for _, replica := range g.Replicas {
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			select {
 			case <-replica.Done():
 				if err := replica.Start(); err != nil {
@@ -197,7 +161,7 @@ func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, error) {
 // held waits until the claim of a pod's task has these holders' pods.
 func held(t *testing.T, pod *corev1.Pod, want ...string) {
 	t.Helper()
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		lease, err := claimOf(t, pod)
 		if err != nil {
 			return err

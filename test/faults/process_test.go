@@ -25,6 +25,7 @@ import (
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -33,8 +34,8 @@ import (
 func TestLeaderLostWhileItSweeps(t *testing.T) {
 	const tasks, lives = 300, 10 // each tenth
 	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := airflows(t)
-	eventually(t, func() error {
+	clients := guard.Airflows(t, plane, jobs)
+	fixture.Eventually(t, func() error {
 		if leader(t, g) == nil {
 			return errors.New("nobody leads")
 		}
@@ -54,12 +55,8 @@ func TestLeaderLostWhileItSweeps(t *testing.T) {
 	}
 	all.Wait()
 	claims := func() map[string]bool {
-		var list coordinationv1.LeaseList
-		if err := plane.Admin.List(t.Context(), &list, client.InNamespace(guard.Namespace), client.HasLabels{claim.Label}); err != nil {
-			t.Fatal(err)
-		}
 		out := map[string]bool{}
-		for _, lease := range list.Items {
+		for _, lease := range guard.Claims(t, plane) {
 			if strings.HasPrefix(lease.Labels["run_id"], "sweep-") {
 				out[lease.Labels["run_id"]] = true
 			}
@@ -71,8 +68,12 @@ func TestLeaderLostWhileItSweeps(t *testing.T) {
 	go func() {
 		gone <- plane.Admin.DeleteAllOf(t.Context(), &corev1.Pod{}, client.InNamespace(jobs), client.MatchingLabels{"goes": "true"}, client.GracePeriodSeconds(0))
 	}()
-	for len(claims()) == tasks { // as soon as it has begun
-	}
+	fixture.Eventually(t, func() error { // as soon as it has begun
+		if len(claims()) == tasks {
+			return errors.New("no claim was dropped")
+		}
+		return nil
+	})
 	if err := killed.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestLeaderLostWhileItSweeps(t *testing.T) {
 	for i := 0; i < tasks; i += lives {
 		want[run(i)] = true
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		if got := claims(); !maps.Equal(got, want) {
 			return fmt.Errorf("%d claims, want %d", len(got), len(want))
 		}
@@ -151,7 +152,7 @@ func collisions(t *testing.T) []string {
 // all is, and solepod finds out afterwards.
 func TestAllReplicasDown(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	for _, replica := range g.Replicas {
 		if err := replica.Kill(); err != nil {
 			t.Fatal(err)
@@ -167,7 +168,7 @@ func TestAllReplicasDown(t *testing.T) {
 	}
 
 	setFailurePolicy(t, admissionregistrationv1.Ignore)
-	eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod("down-ignore", "down-alpha")) })
+	fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod("down-ignore", "down-alpha")) })
 	if err := clients["production"].Create(t.Context(), pod("down-ignore", "down-production")); err != nil {
 		t.Errorf("with Ignore: %v", err)
 	}
@@ -184,12 +185,12 @@ func TestAllReplicasDown(t *testing.T) {
 // test/integration.
 func TestClaimOfAnotherVersion(t *testing.T) {
 	guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	// Read as if it was of this version, it is the claim of a pod that is long gone.
 	format := map[string]string{"solepod.io/holders": `[{"of":"a format to come","claimedAt":"2023-03-08T09:13:29Z"}]`}
 	other := func(run string) {
 		t.Helper()
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			lease, err := claimOf(t, pod(run, ""))
 			if err != nil {
 				return err
@@ -221,7 +222,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 		unique(t, "v2-alone", race(t, clients, "v2-alone", 8), 0, "409 InFlight")
 		held(t, pod("v2-alone", ""), "")
 		// A minute later, when none of them can be in flight any more.
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			lease, err := claimOf(t, pod("v2-alone", ""))
 			if err != nil {
 				return err
@@ -229,7 +230,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 			lease.Annotations["solepod.io/holders"] = `[{"claimedAt":"2023-03-08T09:13:29Z"}]`
 			return plane.Admin.Update(t.Context(), lease)
 		})
-		eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod("v2-alone", "v2-alone")) })
+		fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod("v2-alone", "v2-alone")) })
 	})
 }
 
@@ -237,7 +238,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 // what to do, until solepod is installed again, which takes up what is there.
 func TestNamespaceDeleted(t *testing.T) {
 	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	if err := clients["alpha"].Create(t.Context(), pod("gone-live", "gone-live")); err != nil {
 		t.Fatal(err)
 	}
@@ -256,11 +257,11 @@ func TestNamespaceDeleted(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, refused)
+	fixture.Eventually(t, refused)
 	if err := clients["production"].Create(t.Context(), pod("gone-live", "gone-rival")); outcome(err) != "403 DuplicateEnvironment" {
 		t.Errorf("what is known is denied all the same: %v", err)
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		if err := plane.Admin.Get(t.Context(), client.ObjectKeyFromObject(namespace), namespace); !apierrors.IsNotFound(err) {
 			return fmt.Errorf("the namespace is there: %w", err)
 		}
@@ -311,7 +312,7 @@ func untilAnswered(t *testing.T, clients map[string]client.Client, run string, n
 func TestAPIServerRestartsInARace(t *testing.T) {
 	const creates, after = 16, 3
 	g := guard.Run(t, plane, guard.Options{Replicas: 3})
-	clients := airflows(t)
+	clients := guard.Airflows(t, plane, jobs)
 	restarted := make(chan error, 1)
 	go func() { restarted <- plane.Restart() }()
 	rounds := 0

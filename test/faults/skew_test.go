@@ -17,6 +17,7 @@ import (
 	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -84,7 +85,7 @@ func TestClockSkew(t *testing.T) {
 				t.Fatalf("%+v, %v", d, err)
 			}
 			id, _ := first.Pod.Identity()
-			eventually(t, func() error { // the leader knows of the claim
+			fixture.Eventually(t, func() error { // the leader knows of the claim
 				return known.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
 			})
 			leader := &claim.Reconciler{

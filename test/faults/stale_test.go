@@ -11,12 +11,8 @@ import (
 	"testing"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -35,33 +31,13 @@ func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
 	return string(text), err
 }
 
-// oldMarks turns back the clock of all marks of mapped tasks, so that they no
-// longer stand for pods that are known to whoever knows what there is.
-func oldMarks(t *testing.T) {
-	t.Helper()
-	var list coordinationv1.LeaseList
-	if err := plane.Admin.List(t.Context(), &list, client.InNamespace(guard.Namespace), client.HasLabels{claim.Label}); err != nil {
-		t.Fatal(err)
-	}
-	long := metav1.NewTime(time.Now().Add(-time.Hour)).UTC().Format(time.RFC3339)
-	for _, lease := range list.Items {
-		holders := lease.Annotations["solepod.io/holders"]
-		if !strings.Contains(holders, `"mark":true`) {
-			continue
-		}
-		lease.Annotations["solepod.io/holders"] = regexp.MustCompile(`"claimedAt":"[^"]*"`).ReplaceAllString(holders, `"claimedAt":"`+long+`"`)
-		if err := plane.Admin.Update(t.Context(), &lease); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // One of three replicas does not hear what happens in the cluster. It admits no
 // duplicate before it knows of that, says so, decides nothing more, and is back
 // when it hears again.
 func TestReplicaCutOff(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=10s"}})
-	clients := airflows(t)
+	const limit = 10 * time.Second
+	g := guard.Run(t, plane, guard.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
+	clients := guard.Airflows(t, plane, jobs)
 	deaf := g.Replicas[0]
 	for _, c := range []struct {
 		name  string
@@ -78,27 +54,31 @@ func TestReplicaCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			// It does not know these pods.
-			eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(live, live)) })
-			eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(mapped, mapped, "map_index=7")) })
+			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(live, live)) })
+			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(mapped, mapped, "map_index=7")) })
 			unique(t, live, append(race(t, clients, live, 12), nil), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight", "503", "500")
 
 			var said string
-			eventually(t, func() (err error) {
+			fixture.Eventually(t, func() (err error) {
 				said, err = fresh(t.Context(), deaf)
 				if err == nil && !strings.Contains(said, "told nothing") {
 					err = fmt.Errorf("it says %q", said)
 				}
 				return err
 			})
-			if !regexp.MustCompile(`the API server has told nothing of kind \w+ for 1\ds`).MatchString(said) {
-				t.Errorf("it says %q", said)
+			silence := regexp.MustCompile(`the API server has told nothing of kind \w+ for (\d+\w+)`).FindStringSubmatch(said)
+			if silence == nil {
+				t.Fatalf("it says %q", said)
+			}
+			if lasted, err := time.ParseDuration(silence[1]); err != nil || lasted < limit {
+				t.Errorf("it says %q: %v, want %s at least", said, err, limit)
 			}
 			if err := deaf.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "[-]fresh failed") {
 				t.Errorf("ready: %v", err)
 			}
 			// Of the mapped pod nothing is in the claim but a mark, which does not
 			// count for long: only who sees the pod knows of it.
-			oldMarks(t)
+			guard.AgeClaims(t, plane)
 			answers := make([]error, 12)
 			for i := range answers {
 				answers[i] = clients["production"].Create(t.Context(), pod(mapped, fmt.Sprintf("%s-unmapped-%d", mapped, i)))
@@ -139,7 +119,7 @@ func TestIdleCluster(t *testing.T) {
 		return time.UnixMilli(int64(slices.Min(times) * 1000))
 	}
 	began := heard()
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		if err := g.Ready(t.Context()); err != nil {
 			t.Fatal(err)
 		}

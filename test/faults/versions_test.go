@@ -45,12 +45,12 @@ func TestVersionsSideBySide(t *testing.T) {
 	before := old(t)
 
 	t.Run("a race", func(t *testing.T) {
-		now, err := guard.Binary(t.Context(), plane)
+		now, err := guard.Binary(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		g := guard.Run(t, plane, guard.Options{Replicas: 4, Binaries: []string{before, now}})
-		clients := airflows(t)
+		clients := guard.Airflows(t, plane, jobs)
 		for round := range rounds {
 			run := fmt.Sprintf("versions-%d", round)
 			unique(t, run, race(t, clients, run, creates), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight")

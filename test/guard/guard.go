@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -16,12 +17,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -131,7 +134,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	}
 
 	if len(o.Binaries) == 0 {
-		binary, err := Binary(ctx, plane)
+		binary, err := Binary(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -171,31 +174,87 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	return g, err
 }
 
-// Binary builds solepod, once for all uses with a control plane, with the race
-// detector if the test has it.
-func Binary(ctx context.Context, plane *controlplane.ControlPlane) (string, error) {
+// Binary builds solepod, with the race detector if the test has it, and returns
+// its path. The linker runs only if the file is not up to date.
+func Binary(ctx context.Context) (string, error) {
 	root, err := controlplane.Repository(ctx)
 	if err != nil {
 		return "", err
 	}
-	binary := filepath.Join(plane.Dir, "solepod")
-	build := exec.CommandContext(ctx, "go", append(append([]string{"build"}, raceFlags()...), "-o", binary, "./cmd/solepod")...)
+	if err := watchSources(root); err != nil {
+		return "", err
+	}
+	binary := filepath.Join(root, "bin", "test", "solepod")
+	args := []string{"build", "-ldflags=-X main.version=" + chart.Version}
+	if race {
+		binary += "-race"
+		args = append(args, "-race")
+	}
+	build := exec.CommandContext(ctx, "go", append(args, "-o", binary, "./cmd/solepod")...)
 	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
+	unlock, err := lock(filepath.Dir(binary))
+	if err != nil {
+		return "", err
+	}
+	out, err := build.CombinedOutput()
+	if err := errors.Join(err, unlock()); err != nil {
 		return "", fmt.Errorf("building solepod: %w\n%s", err, out)
 	}
 	return binary, nil
 }
 
-// Run starts a guard for a test, installs it, and stops it when the test has
-// ended. The log of a failed test's guard is in the test's log.
-func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
+// lock waits until no other process builds into a folder, which it creates.
+func lock(dir string) (unlock func() error, err error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file.Close, nil
+}
+
+// watchSources looks at each file that solepod is built from, so that go test
+// does not take the result of a test from its cache when one of them has changed.
+// (It knows the packages that a test imports, and files that a test opens.)
+func watchSources(root string) error {
+	for _, dir := range []string{"cmd", "pkg", "certs"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && !strings.HasSuffix(path, "_test.go") {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dependOnVersion makes the result of a test depend on the version of the
+// control plane. go test takes note of such things only while tests run, and
+// the control plane is started before.
+func dependOnVersion(t testing.TB) {
 	t.Helper()
-	// go test heeds what a result depends on only while tests run. The control
-	// plane is started before, so that the result of another version would be
-	// taken from the cache.
 	if _, err := controlplane.Build(t.Context(), io.Discard, controlplane.KubeAPIServer); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Run starts a guard for a test, installs it, and stops it when the test has
+// ended. The log of a failed test's guard is in the test's log. No other guard
+// may be installed.
+func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
+	t.Helper()
+	dependOnVersion(t)
+	installed := &admissionregistrationv1.ValidatingWebhookConfiguration{}
+	if err := plane.Admin.Get(t.Context(), client.ObjectKey{Name: "solepod"}, installed); !apierrors.IsNotFound(err) {
+		t.Fatalf("another guard is installed, which Shared.Own would stop: %v", err)
 	}
 	g, err := Start(t.Context(), plane, o)
 	if err != nil {

@@ -2,4 +2,5 @@
 
 package guard
 
-func raceFlags() []string { return nil }
+// race is true if the test has the race detector.
+const race = false

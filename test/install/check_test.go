@@ -15,6 +15,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/check"
+	"github.com/solepod/solepod/test/chart"
+	"github.com/solepod/solepod/test/fixture"
 )
 
 // results are those of the real command.
@@ -122,7 +124,7 @@ X`, "kubectl delete lease -n solepod-system --ignore-not-found garbage",
 		t.Run(fault.name, func(t *testing.T) {
 			c := c.within(t)
 			c.mustSh(fault.inject)
-			eventually(t, func() error {
+			fixture.Eventually(t, func() error {
 				results, err := c.results("")
 				if err != nil {
 					return err
@@ -215,7 +217,7 @@ func installation(t *testing.T, now time.Time) *check.Installation {
 		t.Fatal(err)
 	}
 	return &check.Installation{
-		Client: c, Namespace: namespace, Version: version, Now: func() time.Time { return now },
+		Client: c, Namespace: namespace, Version: chart.Version, Now: func() time.Time { return now },
 		KubernetesVersion: func() (string, error) {
 			info, err := d.ServerVersion()
 			return info.String(), err

@@ -16,18 +16,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/chart"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
-	"github.com/solepod/solepod/test/incident"
 	"github.com/solepod/solepod/test/kubelet"
 )
 
@@ -39,11 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true}))
 }
 
-const (
-	namespace = chart.Namespace
-	// version is the chart's, which the binary is built as.
-	version = "v0.1.0"
-)
+const namespace = chart.Namespace
 
 // cluster is the control plane with nodes on which solepod can run, and two
 // namespaces for Airflows.
@@ -66,20 +60,20 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, root: root, bin: t.TempDir()}
-	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-X main.version="+version, "-o", filepath.Join(c.bin, "solepod"), "./cmd/solepod")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building solepod: %v\n%s", err, out)
+	solepod, err := guard.Binary(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
 	helm := "#!/bin/sh\nexec go run " + chart.Module + " \"$@\"\n"
 	if err := errors.Join(
+		os.Symlink(solepod, filepath.Join(c.bin, "solepod")),
 		os.Symlink(paths[controlplane.Kubectl], filepath.Join(c.bin, "kubectl")),
 		os.WriteFile(filepath.Join(c.bin, "helm"), []byte(helm), 0o700),
 	); err != nil {
 		t.Fatal(err)
 	}
 	if c.kubelet, err = kubelet.Start(t.Context(), plane, kubelet.Options{
-		Namespace: namespace, Binary: filepath.Join(c.bin, "solepod"), Nodes: []string{"node-1", "node-2"},
+		Namespace: namespace, Binary: solepod, Nodes: []string{"node-1", "node-2"},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +139,7 @@ func (c *cluster) install(flags string) {
 // called waits until API servers have heard of the webhooks and trust them.
 func (c *cluster) called() {
 	c.t.Helper()
-	eventually(c.t, func() error {
+	fixture.Eventually(c.t, func() error {
 		pod := taskPod("called", "x")
 		delete(pod.Labels, "airflow-environment")
 		if err := plane.Admin.Create(c.t.Context(), pod, client.DryRunAll); err != nil {
@@ -172,22 +166,7 @@ kubectl label namespace airflow-alpha airflow-production airflow-environment-`);
 
 // taskPod is one of alpha's, as it declares.
 func taskPod(run, name string) *corev1.Pod {
-	pod := incident.Pod("airflow-alpha", name)
-	pod.Labels["airflow-environment"] = "alpha"
-	pod.Labels["run_id"] = run
-	return pod
-}
-
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-		last = condition()
-		return last == nil, nil
-	})
-	if err != nil {
-		t.Fatalf("%v: %v", err, last)
-	}
+	return fixture.Pod("airflow-alpha", name+" alpha! run_id="+run)
 }
 
 // load creates task pods, one after another, until it is stopped. The result
@@ -243,7 +222,7 @@ func (l *load) end(t *testing.T) {
 // green waits until all checks are.
 func (c *cluster) green() {
 	c.t.Helper()
-	eventually(c.t, func() error {
+	fixture.Eventually(c.t, func() error {
 		out, err := c.sh(c.t.Context(), "solepod check")
 		if err != nil {
 			return err

@@ -13,14 +13,14 @@ import (
 	"testing"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
+	"github.com/solepod/solepod/test/guard"
 )
 
 var soak = flag.Duration("soak", 2*time.Minute, "how long TestSoak lasts")
@@ -46,7 +46,7 @@ func (s *soaking) task(ctx context.Context, name string, airflows map[string]cli
 		go func() {
 			pod := taskPod(name, name+"-"+environment)
 			delete(pod.Labels, "airflow-environment")
-			pod.Spec.NodeName = controlplane.NodeName
+			pod.Spec.NodeName = fixture.NodeName
 			answers <- answer{pod, airflow.Create(ctx, pod)}
 		}()
 	}
@@ -145,45 +145,24 @@ func (c *cluster) goroutines(ctx context.Context) (most float64) {
 	return most
 }
 
-// unclaimed waits until there are no claims: those of pods that never came take
-// as long as these might.
-func unclaimed(t *testing.T) {
-	t.Helper()
-	var claims coordinationv1.LeaseList
-	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
-		err := plane.Admin.List(ctx, &claims, client.InNamespace(namespace), client.HasLabels{claim.Label})
-		return len(claims.Items) == 0, err
-	})
-	if err != nil {
-		t.Errorf("%d claims are left: %v", len(claims.Items), err)
-	}
-}
-
 // Tasks come and go for a while, each in two environments at once, while
 // replicas are killed and replaced, certificates rotated and the API server
 // restarted. No task runs twice, nothing fails without a reason, and nothing
 // grows.
 func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make soak and make test-slow run it")
+	}
 	c := newCluster(t)
 	// Of less than that a third is over before a killed leader has a successor
 	// (17 s) that is answered by an API server (5 s) and makes a certificate
 	// which is trusted for a tenth before it is served.
 	lifetime := max(96*time.Second, *soak/8)
 	c.install("--set certificates.lifetime=" + lifetime.String())
-	airflows := map[string]client.Client{}
-	for _, environment := range []string{"alpha", "production"} {
-		config, err := plane.Airflow(t.Context(), "airflow-"+environment, "airflow", "airflow-alpha")
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.QPS = -1
-		if airflows[environment], err = client.New(config, client.Options{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	airflows := guard.Airflows(t, plane, "airflow-alpha")
 	var s soaking
 	s.task(t.Context(), "soak", airflows)
-	unclaimed(t)
+	guard.NoClaims(t, plane)
 	rest := c.goroutines(t.Context())
 
 	ctx, stop := context.WithTimeout(t.Context(), *soak)
@@ -244,7 +223,7 @@ func TestSoak(t *testing.T) {
 
 	// An event that could not be written is tried again for two minutes, in a
 	// goroutine of its own (client-go's events); all others are gone sooner.
-	unclaimed(t)
+	guard.NoClaims(t, plane)
 	var now float64
 	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
 		now = c.goroutines(ctx)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -34,7 +35,7 @@ func merge(patch string) client.Patch { return client.RawPatch(types.MergePatchT
 // TestAccessTable walks the decision table on what is done to existing task
 // pods through the API server.
 func TestAccessTable(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	const (
 		foreign = "403 Forbidden ForeignEnvironment"
 		changed = "403 Forbidden IdentityChanged"
@@ -144,7 +145,7 @@ func (w *world) grant(environment, resource, verb string) {
 
 // An exec that is nobody's or one's own passes the hook, and fails at the node.
 func TestExecIsPassedOn(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "exec")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	for name, config := range map[string]*rest.Config{"own": w.config("exec-alpha", "airflow"), "admin": plane.Config} {
@@ -155,7 +156,7 @@ func TestExecIsPassedOn(t *testing.T) {
 }
 
 func TestForeignMessage(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "foreign")
 	pod := w.mustCreate(w.airflow("alpha"), "export-action-log-4devg7t1")
 	err := w.airflow("production").Delete(t.Context(), pod)
@@ -176,7 +177,7 @@ func TestForeignAccessSettings(t *testing.T) {
 		"foreignAccess: Audit": true, "foreignAccess: Off": false, "enforcement: Audit": true,
 	} {
 		t.Run(settings, func(t *testing.T) {
-			g := guard.Run(t, plane, guard.Options{Config: header + settings + "\n"})
+			g := shared.Own(t, plane, guard.Options{Config: header + settings + "\n"})
 			w := newWorld(t, "foreign-"+strings.ToLower(strings.ReplaceAll(settings, ": ", "-")))
 			pod := w.mustCreate(w.airflow("alpha"), "x")
 			if err := w.airflow("production").Delete(t.Context(), pod); err != nil {
@@ -203,7 +204,7 @@ func accessCalls(t *testing.T) int {
 // Neither kubelets nor controllers ever wait for solepod: pods run and end, and
 // a namespace with 100 task pods goes, without one call.
 func TestTheSystemIsNotAsked(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "system")
 	alpha := w.airflow("alpha")
 	before := accessCalls(t)
@@ -222,7 +223,7 @@ func TestTheSystemIsNotAsked(t *testing.T) {
 	if err := w.admin.Delete(t.Context(), namespace); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(namespace), namespace)
 		if err == nil {
 			return fmt.Errorf("namespace %s is still there", namespace.Name)
@@ -236,7 +237,7 @@ func TestTheSystemIsNotAsked(t *testing.T) {
 
 // Access fails open: no pod outlives solepod because of it.
 func TestAccessFailsOpen(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 	w := newWorld(t, "open")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	if err := g.Kill(); err != nil {

@@ -3,11 +3,9 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -23,18 +21,15 @@ import (
 
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
 // claims are the claims of a world, with their holders.
 func (w *world) claims() map[string][]claim.Holder {
 	w.t.Helper()
-	var list coordinationv1.LeaseList
-	if err := w.admin.List(w.t.Context(), &list, client.InNamespace(guard.Namespace), client.MatchingLabels{claim.LabelNamespace: w.jobs}); err != nil {
-		w.t.Fatal(err)
-	}
 	out := map[string][]claim.Holder{}
-	for _, lease := range list.Items {
+	for _, lease := range guard.Claims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs}) {
 		var holders []claim.Holder
 		if err := json.Unmarshal([]byte(lease.Annotations["solepod.io/holders"]), &holders); err != nil {
 			w.t.Fatalf("%s: %v", lease.Name, err)
@@ -60,7 +55,7 @@ func (w *world) held() []string {
 // eventuallyHeld waits until the claims are held by these pods.
 func (w *world) eventuallyHeld(want ...string) {
 	w.t.Helper()
-	eventually(w.t, func() error {
+	fixture.Eventually(w.t, func() error {
 		if got := w.held(); !slices.Equal(got, want) {
 			return fmt.Errorf("the claims are held by %q, want %q", got, want)
 		}
@@ -86,16 +81,10 @@ func (w *world) leaseOf(pod *corev1.Pod) *coordinationv1.Lease {
 	return lease
 }
 
-// age turns back the clock of a claim by an hour.
-func (w *world) age(pod *corev1.Pod) {
+// age makes the claims of the world old ones.
+func (w *world) age() {
 	w.t.Helper()
-	eventually(w.t, func() error {
-		lease := w.leaseOf(pod)
-		long := metav1.NewTime(time.Now().Add(-time.Hour)).UTC().Format(time.RFC3339)
-		holders := lease.Annotations["solepod.io/holders"]
-		lease.Annotations["solepod.io/holders"] = regexp.MustCompile(`"claimedAt":"[^"]*"`).ReplaceAllString(holders, `"claimedAt":"`+long+`"`)
-		return w.admin.Update(w.t.Context(), lease)
-	})
+	guard.AgeClaims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
 }
 
 func (w *world) delete(pod *corev1.Pod) {
@@ -106,7 +95,7 @@ func (w *world) delete(pod *corev1.Pod) {
 }
 
 func TestClaimsReadWell(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "read")
 	pod := w.mustCreate(w.airflow("alpha"), "export-action-log-4devg7t1")
 	lease := w.leaseOf(pod)
@@ -138,7 +127,7 @@ func TestClaimsReadWell(t *testing.T) {
 }
 
 func TestDryRunsAndDenialsLeaveNoClaim(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "dry")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	for _, line := range []string{"x", "y map_index=1"} {
@@ -158,7 +147,7 @@ func TestDryRunsAndDenialsLeaveNoClaim(t *testing.T) {
 // a certain interleaving are variants in TestBrokenProtocolsAreFound of
 // package claim.
 func TestKnownBugs(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Run(t, plane)
 
 	t.Run("matching by pod name across a delete and recreate", func(t *testing.T) {
 		w := newWorld(t, "by-name")
@@ -167,8 +156,8 @@ func TestKnownBugs(t *testing.T) {
 			w.delete(w.mustCreate(alpha, "x"))
 		}
 		pod := w.mustCreate(alpha, "x")
-		w.age(pod)
-		eventually(t, func() error {
+		w.age()
+		fixture.Eventually(t, func() error {
 			live := 0
 			for _, holders := range w.claims() {
 				for _, h := range holders {
@@ -190,8 +179,8 @@ func TestKnownBugs(t *testing.T) {
 
 	t.Run("a Pending pod taken for dead", func(t *testing.T) {
 		w := newWorld(t, "pending")
-		pod := w.mustCreate(w.airflow("alpha"), "x")
-		w.age(pod)
+		w.mustCreate(w.airflow("alpha"), "x")
+		w.age()
 		_, err := w.create(w.airflow("production"), "y")
 		if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" {
 			t.Error(got)
@@ -229,7 +218,7 @@ func TestKnownBugs(t *testing.T) {
 			}
 			return fmt.Errorf("not rejected by the quota: %w", err)
 		}
-		eventually(t, func() error { return rejected(alpha.Create(t.Context(), w.pod("x"), client.DryRunAll)) })
+		fixture.Eventually(t, func() error { return rejected(alpha.Create(t.Context(), w.pod("x"), client.DryRunAll)) })
 		_, err := w.create(alpha, "x")
 		if err := rejected(err); err != nil {
 			t.Fatal(err)
@@ -238,12 +227,12 @@ func TestKnownBugs(t *testing.T) {
 		if got := reasonIn(err); got != "409 Conflict InFlight" {
 			t.Errorf("while x could still come: %s", got)
 		}
-		w.age(w.pod("x"))
+		w.age()
 		w.eventuallyHeld()
 		if err := w.admin.Delete(t.Context(), quota); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			_, err := w.create(production, "y")
 			return err
 		})
@@ -273,7 +262,7 @@ func TestKnownBugs(t *testing.T) {
 			t.Error(got)
 		}
 		w.eventuallyHeld("", "x") // an unknown one, for as long as it may be in flight
-		w.age(pod)
+		w.age()
 		w.eventuallyHeld("x")
 	})
 
@@ -294,7 +283,7 @@ func TestKnownBugs(t *testing.T) {
 }
 
 func TestClaimsFollowTheirPods(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 
 	t.Run("deletion", func(t *testing.T) {
 		w := newWorld(t, "follow-deletion")
@@ -344,7 +333,7 @@ func TestFullResync(t *testing.T) {
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	older := w.mustCreate(alpha, "older run_id=older") // than solepod
 
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 	w.eventuallyHeld("older")
 	w.mustCreate(alpha, "stays run_id=stays")
 	goes := w.mustCreate(alpha, "goes run_id=goes")
@@ -361,7 +350,7 @@ func TestFullResync(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A duplicate slips in, as soon as the API server no longer asks.
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		_, err := w.create(production, "slipped-in run_id=older")
 		return err
 	})
@@ -373,14 +362,14 @@ func TestFullResync(t *testing.T) {
 	if err := g.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.age(w.pod("goes run_id=goes"))
+	w.age()
 	w.eventuallyHeld("older", "slipped-in", "stays")
 	w.delete(older)
 	w.eventuallyHeld("slipped-in", "stays")
 }
 
 func TestControlPlaneRestart(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Own(t, plane, guard.Options{})
 	w := newWorld(t, "restart")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	gone := w.mustCreate(alpha, "gone run_id=gone")
@@ -388,7 +377,7 @@ func TestControlPlaneRestart(t *testing.T) {
 	if err := plane.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		_, err := w.create(production, "y")
 		if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" {
 			return err

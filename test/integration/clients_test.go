@@ -25,14 +25,10 @@ import (
 func TestClientCA(t *testing.T) {
 	w := newWorld(t, "client-ca")
 	// Run has the API server call both hooks.
-	g := guard.Run(t, plane, guard.Options{Args: []string{"--client-ca-file=" + plane.ClientCA, "--client-allowed-names=" + controlplane.Caller}})
+	g := shared.Own(t, plane, guard.Options{Args: []string{"--client-ca-file=" + plane.ClientCA, "--client-allowed-names=" + controlplane.Caller}})
 	claims := func() []coordinationv1.Lease {
 		t.Helper()
-		var list coordinationv1.LeaseList
-		if err := w.admin.List(t.Context(), &list, client.InNamespace(guard.Namespace), client.MatchingLabels{claim.LabelNamespace: w.jobs}); err != nil {
-			t.Fatal(err)
-		}
-		return list.Items
+		return guard.Claims(t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
 	}
 
 	of := func(name string) *tls.Certificate {

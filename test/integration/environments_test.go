@@ -9,13 +9,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
 // Two Airflow releases and their task pods in ONE namespace: what tells them
 // apart are the labels of their ServiceAccounts.
 func TestTwoReleasesInOneNamespace(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "one")
 	release := func(environment string) client.Client {
 		c := w.as(w.jobs, "airflow-"+environment)
@@ -23,7 +24,7 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 		if err := w.admin.Patch(t.Context(), account, merge(fmt.Sprintf(`{"metadata":{"labels":{"airflow-environment":%q}}}`, environment))); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, func() error { // the guard's watch has seen the label
+		fixture.Eventually(t, func() error { // the guard's watch has seen the label
 			probe := w.pod("probe run_id=probe-" + environment)
 			err := c.Create(t.Context(), probe, client.DryRunAll)
 			if got := probe.Labels["airflow-environment"]; err == nil && got != environment {
@@ -53,7 +54,7 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 
 // An Airflow outside the cluster is known by its user or group.
 func TestConfiguredEnvironments(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + `
+	shared.Own(t, plane, guard.Options{Config: header + `
 environments:
   - name: outside
     users: [airflow@example.com]
@@ -107,7 +108,7 @@ environments:
 }
 
 func TestOldProvider(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
+	shared.Own(t, plane, guard.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
 	w := newWorld(t, "old-provider")
 	w.mustCreate(w.airflow("alpha"), "x airflow-environment=alpha")
 	_, err := w.create(w.airflow("production"), "y airflow-environment=production")
@@ -118,7 +119,7 @@ func TestOldProvider(t *testing.T) {
 
 // The rows of the table on retries, superseding.
 func TestSupersede(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + "retries: Supersede\n", Values: []string{"config.retries=Supersede"}})
+	shared.Own(t, plane, guard.Options{Config: header + "retries: Supersede\n", Values: []string{"config.retries=Supersede"}})
 	for i, row := range []struct {
 		name     string
 		existing string // environment, pod

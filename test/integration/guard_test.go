@@ -18,6 +18,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -48,7 +49,7 @@ func (w *world) found(pod *corev1.Pod) int {
 }
 
 func TestIncident(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 
 	t.Run("the duplicate is rejected", func(t *testing.T) {
 		w := newWorld(t, "incident")
@@ -121,7 +122,7 @@ func (w *world) setState(pod *corev1.Pod, state string) {
 
 // TestCreateTable walks the decision table on creation through the API server.
 func TestCreateTable(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	const (
 		duplicate = "403 Forbidden DuplicateEnvironment"
 		leftover  = "409 Conflict LeftoverEnvironment"
@@ -198,7 +199,7 @@ func TestCreateTable(t *testing.T) {
 }
 
 func TestSameNameIsTheAPIServersBusiness(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "same-name")
 	w.mustCreate(w.airflow("alpha"), "x")
 	if _, err := w.create(w.airflow("alpha"), "x"); !apierrors.IsAlreadyExists(err) {
@@ -207,7 +208,7 @@ func TestSameNameIsTheAPIServersBusiness(t *testing.T) {
 }
 
 func TestStamp(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "stamp")
 	alpha := w.airflow("alpha")
 
@@ -262,7 +263,7 @@ func TestStamp(t *testing.T) {
 }
 
 func TestInjectionOff(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + "injection: Off\n"})
+	shared.Own(t, plane, guard.Options{Config: header + "injection: Off\n"})
 	w := newWorld(t, "off")
 	if pod := w.mustCreate(w.airflow("alpha"), "x"); pod.Labels["airflow-environment"] != "" || pod.Annotations != nil {
 		t.Errorf("labels %v, annotations %v", pod.Labels, pod.Annotations)
@@ -272,7 +273,7 @@ func TestInjectionOff(t *testing.T) {
 const header = "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n"
 
 func TestInjectionRequire(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Config: header + "injection: Require\n"})
+	shared.Own(t, plane, guard.Options{Config: header + "injection: Require\n"})
 	w := newWorld(t, "require")
 	_, err := w.create(w.airflow("alpha"), "x")
 	if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
@@ -286,7 +287,7 @@ func TestInjectionRequire(t *testing.T) {
 }
 
 func TestRequesterEnvironment(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "requester")
 	label := func(object client.Object, environment string) {
 		t.Helper()
@@ -298,7 +299,7 @@ func TestRequesterEnvironment(t *testing.T) {
 	// The stamp follows the labels as soon as the guard's watch has seen them.
 	stamped := func(c client.Client, want string) {
 		t.Helper()
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			pod := w.pod("x run_id=" + want)
 			err := c.Create(t.Context(), pod, client.DryRunAll)
 			if got := pod.Labels["airflow-environment"]; err == nil && got != want {
@@ -324,7 +325,7 @@ func TestRequesterEnvironment(t *testing.T) {
 }
 
 func TestUpdateThatMakesATaskPod(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "update")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	w.mustCreate(alpha, "x")
@@ -352,7 +353,7 @@ func TestUpdateThatMakesATaskPod(t *testing.T) {
 // KubernetesJobOperator: the Job's pods carry the labels of one task, several
 // at once. They come from the real Job controller.
 func TestJobPods(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "job")
 	three := int32(3)
 	template := w.pod("unused run")
@@ -369,7 +370,7 @@ func TestJobPods(t *testing.T) {
 	if err := w.admin.Create(t.Context(), job); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(job), job)
 		if err == nil && job.Status.Succeeded != three {
 			err = fmt.Errorf("%+v", job.Status)
@@ -382,13 +383,13 @@ func TestJobPods(t *testing.T) {
 
 // Pods that a node runs, from Pending to their end.
 func TestPodsThatRun(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "run")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	pod := w.mustCreate(alpha, "x run")
 	phase := func(want corev1.PodPhase) {
 		t.Helper()
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			err := w.admin.Get(t.Context(), client.ObjectKeyFromObject(pod), pod)
 			if err == nil && pod.Status.Phase != want {
 				err = fmt.Errorf("phase %s, want %s", pod.Status.Phase, want)
@@ -415,7 +416,7 @@ func TestPodsThatRun(t *testing.T) {
 
 func TestEnforcement(t *testing.T) {
 	t.Run("Warn", func(t *testing.T) {
-		guard.Run(t, plane, guard.Options{Config: header + "enforcement: Warn\n"})
+		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Warn\n"})
 		w := newWorld(t, "warn")
 		w.mustCreate(w.airflow("alpha"), "x")
 		warnings := warningsOf(t, w)
@@ -424,7 +425,7 @@ func TestEnforcement(t *testing.T) {
 		}
 	})
 	t.Run("Audit", func(t *testing.T) {
-		guard.Run(t, plane, guard.Options{Config: header + "enforcement: Audit\n"})
+		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Audit\n"})
 		w := newWorld(t, "audit")
 		w.mustCreate(w.airflow("alpha"), "x")
 		if warnings := warningsOf(t, w); len(warnings) != 0 {
@@ -450,7 +451,7 @@ func (r *recorder) HandleWarningHeader(_ int, _ string, text string) { *r = appe
 
 // A pod of nearly the 3 MiB that the API server takes.
 func TestLargePod(t *testing.T) {
-	guard.Run(t, plane, guard.Options{})
+	shared.Run(t, plane)
 	w := newWorld(t, "large")
 	alpha := w.airflow("alpha")
 	pod := w.pod("x")
@@ -475,7 +476,7 @@ func TestLargePod(t *testing.T) {
 // The shipped selectors and matchConditions keep everything from the hooks that
 // they would admit anyway.
 func TestWhatTheHooksAreSpared(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Run(t, plane)
 	w := newWorld(t, "spared")
 	alpha := w.airflow("alpha")
 	calls := func(path string) int {

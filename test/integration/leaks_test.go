@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -31,7 +32,7 @@ func goroutines(t *testing.T, g *guard.Guard) int {
 // broken off in the middle.
 func TestNothingIsLeftRunning(t *testing.T) {
 	w := newWorld(t, "leaks")
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	load := func(rounds int) {
 		for i := range rounds {
@@ -58,7 +59,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	load(5) // what stays, such as connections to the API server, is there
 	before := goroutines(t, g)
 	load(100)
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		// A few come and go at all times.
 		if after := goroutines(t, g); after > before+10 {
 			return fmt.Errorf("%d goroutines before, %d after", before, after)
@@ -71,7 +72,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 // than he says that he would wait.
 func TestHalfAReview(t *testing.T) {
 	w := newWorld(t, "half")
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Run(t, plane)
 	half, writer := io.Pipe()
 	defer func() { _ = writer.Close() }()
 	go func() { _, _ = writer.Write(review(t, w.pod("x"))[:100]) }()

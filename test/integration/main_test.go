@@ -3,30 +3,30 @@
 package integration
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/incident"
+	"github.com/solepod/solepod/test/fixture"
+	"github.com/solepod/solepod/test/guard"
 )
 
-// plane is the control plane that the package's tests share; each test has
-// namespaces and a guard of its own.
-var plane *controlplane.ControlPlane
+// The tests of the package share a control plane; each has namespaces of its own.
+var (
+	plane *controlplane.ControlPlane
+	// shared is the guard with default options.
+	shared guard.Shared
+)
 
 func TestMain(m *testing.M) {
-	code := controlplane.Main(m, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true})
+	code := controlplane.Main(guard.Main{M: m, Shared: &shared}, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true})
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, "still running after the tests:", err)
 		code = 1
@@ -92,46 +92,8 @@ func (w *world) config(namespace, name string) *rest.Config {
 	return config
 }
 
-// pod reads a task pod of the incident from one line: a name, or a prefix that
-// ends in "-" for generateName, then key=value labels, key- to drop one,
-// @key=value annotations, and "run" to have it run by the node.
-func (w *world) pod(line string) *corev1.Pod {
-	words := strings.Fields(line)
-	pod := incident.Pod(w.jobs, words[0])
-	if strings.HasSuffix(pod.Name, "-") {
-		pod.GenerateName, pod.Name = pod.Name, ""
-	}
-	for _, word := range words[1:] {
-		key, value, set := strings.Cut(word, "=")
-		switch annotation, isAnnotation := strings.CutPrefix(key, "@"); {
-		case isAnnotation:
-			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, annotation, value)
-		case set:
-			pod.Labels[key] = value
-		case strings.HasSuffix(word, "-"):
-			delete(pod.Labels, strings.TrimSuffix(word, "-"))
-		case word == "run":
-			pod.Spec.NodeName = controlplane.NodeName
-		default:
-			w.t.Fatalf("pod %q: %q?", line, word)
-		}
-	}
-	return pod
-}
-
-// eventually waits until a condition holds, and fails the test with the last
-// error if it does not.
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-		last = condition()
-		return last == nil, nil
-	})
-	if err != nil {
-		t.Fatalf("%v: %v", err, last)
-	}
-}
+// pod returns a task pod in the jobs namespace from a line of package fixture.
+func (w *world) pod(line string) *corev1.Pod { return fixture.Pod(w.jobs, line) }
 
 // create creates a pod and returns it as the API server stored it.
 func (w *world) create(c client.Client, line string) (*corev1.Pod, error) {

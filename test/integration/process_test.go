@@ -28,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -103,7 +104,7 @@ func TestNotReadyWithoutCaches(t *testing.T) {
 	})
 	// It serves from the start, which is when the caches begin to fill.
 	var answer *admissionv1.AdmissionResponse
-	eventually(t, func() (err error) {
+	fixture.Eventually(t, func() (err error) {
 		answer, _, err = post(t, g, bytes.NewReader(review(t, w.pod("x"))))
 		return err
 	})
@@ -116,7 +117,7 @@ func TestNotReadyWithoutCaches(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 	w := newWorld(t, "tls")
 	_, state, err := post(t, g, bytes.NewReader(review(t, w.pod("x"))))
 	if err != nil || state.Version != tls.VersionTLS13 {
@@ -129,7 +130,7 @@ func TestTLS(t *testing.T) {
 
 	// A new certificate is served without a restart.
 	g.CA = renew(t, g.CertDir)
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		_, _, err := post(t, g, bytes.NewReader(review(t, w.pod("x"))))
 		return err
 	})
@@ -172,7 +173,7 @@ func renew(t *testing.T, dir string) []byte {
 // On SIGTERM an admission that is under way is answered before the end.
 func TestDrain(t *testing.T) {
 	w := newWorld(t, "drain")
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 
 	// The request is under way as soon as the guard reads its body, half of
 	// which it gets only after it has begun to stop.
@@ -196,14 +197,14 @@ func TestDrain(t *testing.T) {
 		}
 		return err
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
 		return contains("metrics", metrics, err, `controller_runtime_webhook_requests_in_flight{webhook="/guard"} 1`)
 	})
 	if err := g.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		log, err := os.ReadFile(g.Log)
 		return contains("log", log, err, "Shutting down webhook server")
 	})

@@ -9,12 +9,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
 // What is denied is told at the pod that it is about, once, and counted.
 func TestDenialsAreTold(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{})
+	g := shared.Own(t, plane, guard.Options{})
 	w := newWorld(t, "told")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	production := w.airflow("production")
@@ -29,7 +30,7 @@ func TestDenialsAreTold(t *testing.T) {
 	if err := production.Delete(t.Context(), pod, client.DryRunAll); err == nil {
 		t.Fatal("admitted")
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		for reason, want := range map[string]string{
 			"ForeignEnvironment":   "environment production may not delete a pod of environment alpha",
 			"DuplicateEnvironment": "another Airflow environment is already running this task",
@@ -55,7 +56,7 @@ func TestDenialsAreTold(t *testing.T) {
 			t.Errorf("%d lines of %s, want %d, in\n%s", got, line, want, log)
 		}
 	}
-	eventually(t, func() error {
+	fixture.Eventually(t, func() error {
 		audited := read(t, plane.AuditLog)
 		for _, want := range []string{`"guard.solepod.io/reason":"DuplicateEnvironment"`, `"access.solepod.io/reason":"ForeignEnvironment"`} {
 			if !strings.Contains(audited, want) {
@@ -82,7 +83,7 @@ func TestDenialsAreTold(t *testing.T) {
 // With disclosure: Discreet, neither the task log of one environment nor the
 // events at the pod of the other tell of the other. The log has both.
 func TestDiscreet(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
+	g := shared.Own(t, plane, guard.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
 	w := newWorld(t, "discreet")
 	pod := w.mustCreate(w.airflow("alpha"), "secret-of-alpha")
 	production := w.airflow("production")
@@ -97,7 +98,7 @@ func TestDiscreet(t *testing.T) {
 		if hidden := regexp.MustCompile("secret-of-alpha|discreet-alpha|environment alpha").FindString(err.Error()); hidden != "" {
 			t.Errorf("production learns %s: %v", hidden, err)
 		}
-		eventually(t, func() error {
+		fixture.Eventually(t, func() error {
 			events, err := guard.Events(t.Context(), w.admin, pod, reason)
 			if err != nil || len(events) != 1 {
 				return fmt.Errorf("%d events: %w", len(events), err)

@@ -1,14 +1,12 @@
 package race
 
 import (
-	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
 )
 
@@ -27,8 +25,8 @@ func requests(t *testing.T, verb, resource string) int {
 // asks for anything here. One Lease is created for each admitted pod and
 // deleted after it, none for a denial or a dry run, and nothing is ever listed.
 func TestCost(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Replicas: replicas})
-	clients := airflows(t)
+	shared.Run(t, plane)
+	clients := guard.Airflows(t, plane, namespace)
 	alpha, production := clients["alpha"], clients["production"]
 	create := func(run string, n int, change func(int, *corev1.Pod)) {
 		t.Helper()
@@ -41,7 +39,7 @@ func TestCost(t *testing.T) {
 	// Once through, so that the leader is at work and its caches are filled.
 	create("cost-0", 1, nil)
 	remove(t, podsOf(t, "cost-0"))
-	waitNoClaims(t)
+	guard.NoClaims(t, plane)
 
 	type cost struct{ lists, creates, deletes int }
 	measure := func() (c cost) {
@@ -78,11 +76,13 @@ func TestCost(t *testing.T) {
 	}
 	// Each claim goes with its pod; the mark expires later.
 	want, deletes := n+n, 0
-	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(context.Context) (bool, error) {
-		deletes = measure().deletes - after.deletes
-		return deletes >= want, nil
+	fixture.Eventually(t, func() error {
+		if deletes = measure().deletes - after.deletes; deletes < want {
+			return fmt.Errorf("%d Leases were deleted", deletes)
+		}
+		return nil
 	})
-	if err != nil || deletes != want {
-		t.Errorf("%v: %d Leases were deleted, want %d", err, deletes, want)
+	if deletes != want {
+		t.Errorf("%d Leases were deleted, want %d", deletes, want)
 	}
 }

@@ -15,16 +15,13 @@ import (
 	"testing"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/fixture"
 	"github.com/solepod/solepod/test/guard"
-	"github.com/solepod/solepod/test/incident"
 )
 
 var (
@@ -40,21 +37,14 @@ const (
 	namespace = "data-jobs"
 )
 
-var plane *controlplane.ControlPlane
+var (
+	plane  *controlplane.ControlPlane
+	shared = guard.Shared{Options: guard.Options{Replicas: replicas}}
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(controlplane.Main(m, &plane, controlplane.Options{}))
-}
-
-// airflows are the clients of alpha's and production's Airflow.
-func airflows(t *testing.T) map[string]client.Client {
-	t.Helper()
-	clients, err := plane.Airflows(t.Context(), namespace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return clients
+	os.Exit(controlplane.Main(guard.Main{M: m, Shared: &shared}, &plane, controlplane.Options{}))
 }
 
 // tally counts answers to creates.
@@ -124,11 +114,11 @@ func together(ctx context.Context, pods []*corev1.Pod, as func(i int) client.Cli
 func taskPods(run string, n int, change func(i int, pod *corev1.Pod)) []*corev1.Pod {
 	pods := make([]*corev1.Pod, n)
 	for i := range pods {
-		pods[i] = incident.Pod(namespace, fmt.Sprintf("%s-%d", run, i))
+		name := fmt.Sprintf("%s-%d", run, i)
 		if i%4 >= 2 {
-			pods[i].Name, pods[i].GenerateName = "", run+"-"
+			name = run + "-"
 		}
-		pods[i].Labels["run_id"] = run
+		pods[i] = fixture.Pod(namespace, name+" run_id="+run)
 		if change != nil {
 			change(i, pods[i])
 		}
@@ -136,14 +126,10 @@ func taskPods(run string, n int, change func(i int, pod *corev1.Pod)) []*corev1.
 	return pods
 }
 
-// podsOf are the pods of a run that are there now.
+// podsOf returns the pods of a run that exist now.
 func podsOf(t *testing.T, run string) []corev1.Pod {
 	t.Helper()
-	var list corev1.PodList
-	if err := plane.Admin.List(t.Context(), &list, client.InNamespace(namespace), client.MatchingLabels{"run_id": run}); err != nil {
-		t.Fatal(err)
-	}
-	return list.Items
+	return guard.PodsOf(t, plane, namespace, run)
 }
 
 func remove(t *testing.T, pods []corev1.Pod) {
@@ -164,25 +150,11 @@ func logOf(t *testing.T, replica *guard.Replica) string {
 	return string(log)
 }
 
-// waitNoClaims waits until the claims of pods that are gone are gone as well.
-// Those of pods that never came take InFlight.
-func waitNoClaims(t *testing.T) {
-	t.Helper()
-	var list coordinationv1.LeaseList
-	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
-		err := plane.Admin.List(ctx, &list, client.InNamespace(guard.Namespace), client.HasLabels{claim.Label})
-		return len(list.Items) == 0, err
-	})
-	if err != nil {
-		t.Errorf("%v: claims are left, the first of %d is %+v", err, len(list.Items), list.Items[0])
-	}
-}
-
 // Of many creates of one task, never two are admitted, whatever is killed or
 // cut off.
 func TestRace(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: replicas})
-	clients := airflows(t)
+	g := shared.Run(t, plane)
+	clients := guard.Airflows(t, plane, namespace)
 	as := func(i int) client.Client { return clients[[]string{"alpha", "production"}[i%2]] }
 	random := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // what is killed is no secret
 	t.Logf("seed %d", *seed)
@@ -252,5 +224,5 @@ func TestRace(t *testing.T) {
 			t.Errorf("replica %d has seen nothing", i)
 		}
 	}
-	waitNoClaims(t)
+	guard.NoClaims(t, plane)
 }

@@ -16,8 +16,8 @@ import (
 // A mapped task may have as many pods at once as it has indexes. They share
 // one mark, for which they must not wait on one another.
 func TestMapped(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: replicas})
-	clients := airflows(t)
+	g := shared.Run(t, plane)
+	clients := guard.Airflows(t, plane, namespace)
 	const indexes = 500
 	pods := taskPods("mapped", indexes, func(i int, pod *corev1.Pod) { pod.Labels["map_index"] = fmt.Sprint(i) })
 	got := together(t.Context(), pods, func(int) client.Client { return clients["alpha"] }, func(_ int, err error) {
@@ -48,8 +48,8 @@ func TestMapped(t *testing.T) {
 // Mapped pods of one environment and an unmapped one of the other, at the same
 // moment: either the one is admitted or any of the others.
 func TestMappedBesideUnmapped(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Replicas: replicas})
-	clients := airflows(t)
+	shared.Run(t, plane)
+	clients := guard.Airflows(t, plane, namespace)
 	unmapped := 0
 	for round := range 25 {
 		run := fmt.Sprintf("family-%d", round)
@@ -80,8 +80,8 @@ func TestMappedBesideUnmapped(t *testing.T) {
 
 // Both declared: one of each environment is admitted, never a third pod.
 func TestDeclared(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Replicas: replicas})
-	clients := airflows(t)
+	shared.Run(t, plane)
+	clients := guard.Airflows(t, plane, namespace)
 	environments := []string{"alpha", "production"}
 	var total tally
 	for round := range 25 {
@@ -105,7 +105,7 @@ func TestDeclared(t *testing.T) {
 // Try 2 while the pod of try 1 is live, from many clients at once.
 func TestRetries(t *testing.T) {
 	retry := func(t *testing.T, run string) (got tally, live []string) {
-		clients := airflows(t)
+		clients := guard.Airflows(t, plane, namespace)
 		first := taskPods(run, 1, nil)
 		if err := clients["alpha"].Create(t.Context(), first[0]); err != nil {
 			t.Fatal(err)
@@ -135,7 +135,7 @@ func TestRetries(t *testing.T) {
 		return got, live
 	}
 	t.Run("Allow", func(t *testing.T) {
-		guard.Run(t, plane, guard.Options{Replicas: replicas})
+		shared.Run(t, plane)
 		got, live := retry(t, "retries-allow")
 		if got.admitted != 1 || got.other != 0 || fmt.Sprint(live) != "[try 1 try 2]" && fmt.Sprint(live) != "[try 2 try 1]" {
 			t.Errorf("%v, live: %v", &got, live)
@@ -145,7 +145,7 @@ func TestRetries(t *testing.T) {
 		if mayDelete(t) {
 			t.Error("solepod may delete pods without retries: Supersede")
 		}
-		g := guard.Run(t, plane, guard.Options{
+		g := shared.Own(t, plane, guard.Options{
 			Replicas: replicas, Values: []string{"config.retries=Supersede"},
 			Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nretries: Supersede\n",
 		})
