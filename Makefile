@@ -3,7 +3,7 @@
 GO            ?= go
 GOLANGCI_LINT ?= $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 REFERENCE     ?= $(GO) run github.com/elastic/crd-ref-docs@v0.3.0 --source-path=pkg/config --config=docs/templates/config.yaml --templates-dir=docs/templates --renderer=markdown --log-level=ERROR
-HELM          ?= $(GO) run helm.sh/helm/v4/cmd/helm@v4.3.1
+HELM          ?= bin/helm
 HELM_DOCS     ?= $(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root=manifests --log-level=error
 GOVULNCHECK   ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GO_LICENSES   ?= $(GO) run github.com/google/go-licenses@v1.6.0
@@ -14,7 +14,8 @@ AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/ai
 VERSIONS      ?= $(notdir $(wildcard test/controlplane/binaries/1.*))
 PACKAGES      ?= ./test/integration ./test/install
 FUZZTIME      ?= 60s
-MODULES        = . $(wildcard test/controlplane/binaries/1.*)
+MODULES        = . test/tools $(wildcard test/controlplane/binaries/1.*)
+NEWEST         = $(notdir $(lastword $(sort $(wildcard test/controlplane/binaries/1.*))))
 IMAGE         ?= ghcr.io/solepod/solepod
 PLATFORMS     ?= linux/amd64 linux/arm64
 
@@ -99,8 +100,19 @@ test-airflow: controlplane ## Replay the incident with real Airflows, version by
 	$(GO) test -tags airflow ./test/airflow -v -timeout 60m -rows "$(subst $(space),$(comma),$(AIRFLOW))"
 
 .PHONY: controlplane
-controlplane: ## Build kube-apiserver, etcd, kube-controller-manager and kwok, unless they are there (KUBERNETES_VERSION=1.34)
+controlplane: ## Build kube-apiserver, etcd, kube-controller-manager, kwok, helm and promtool, unless they are there (KUBERNETES_VERSION=1.34)
 	@$(GO) run ./test/controlplane/build >/dev/null
+
+# Always anew, which replaces a folder of the store that an interrupted download
+# has left behind. ENVTEST_INDEX is the URL of another index than GitHub's.
+.PHONY: controlplane-download
+controlplane-download: ## Download kube-apiserver and etcd from GitHub, so that they are not built (KUBERNETES_VERSION=1.34)
+	@$(GO) -C test/tools tool setup-envtest use --force $(if $(ENVTEST_INDEX),--index '$(ENVTEST_INDEX)') '$(or $(KUBERNETES_VERSION),$(NEWEST)).x'
+
+# helm is a link to the one that test/tools pins, which is built if need be.
+.PHONY: bin/helm
+bin/helm:
+	@mkdir -p bin && helm=$$($(GO) run ./test/controlplane/build helm) && ln -sf "$$helm" $@
 
 # -buildvcs=auto puts the commit into the binary, whatever GOFLAGS say.
 BUILD = GOTOOLCHAIN=$(TOOLCHAIN) CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
@@ -182,12 +194,12 @@ docs: ## Regenerate docs/configuration.md and the chart's README
 render = echo '\# Rendered from manifests/chart by make manifests.' && $(HELM) template solepod manifests/chart --namespace solepod-system --set namespace.create=true,$(1) | sed '/^\# Source: /d'
 
 .PHONY: manifests
-manifests: ## Regenerate manifests/install*.yaml from the chart
+manifests: bin/helm ## Regenerate manifests/install*.yaml from the chart
 	@( $(call render,certificates.mode=SelfSigned) ) > manifests/install.yaml
 	@( $(call render,certificates.mode=CertManager) ) > manifests/install-cert-manager.yaml
 
 .PHONY: verify
-verify: ## Fail if go.mod, go.sum, formatting or what is generated are not as they should be
+verify: bin/helm ## Fail if go.mod, go.sum, formatting or what is generated are not as they should be
 	@generated=$$(mktemp) && $(REFERENCE) --output-path=$$generated && diff -u docs/configuration.md $$generated && rm $$generated
 	@( $(call render,certificates.mode=SelfSigned) ) | diff -u manifests/install.yaml -
 	@( $(call render,certificates.mode=CertManager) ) | diff -u manifests/install-cert-manager.yaml -

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 
@@ -19,17 +20,19 @@ const (
 	Version   = "v0.1.0"
 )
 
-// Module is Helm itself; the Makefile renders the manifests with the same.
-const Module = "helm.sh/helm/v4/cmd/helm@v4.3.1"
-
-// Helm runs helm in the root of the repository and returns what it prints. The
-// kubeconfig may be empty for what needs no cluster.
+// Helm runs helm, of the version in test/tools, in the root of the repository and
+// returns its standard output. The kubeconfig may be empty for what needs no
+// cluster.
 func Helm(ctx context.Context, kubeconfig string, args ...string) ([]byte, error) {
 	root, err := controlplane.Repository(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "go", append([]string{"run", Module}, args...)...)
+	paths, err := controlplane.Build(ctx, os.Stderr, controlplane.Helm)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, paths[controlplane.Helm], args...)
 	cmd.Dir = root
 	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+kubeconfig)
 	var stderr bytes.Buffer

@@ -13,21 +13,18 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/solepod/solepod/test/chart"
+	"github.com/solepod/solepod/test/controlplane"
 )
 
-const promtoolModule = "github.com/prometheus/prometheus/cmd/promtool@v0.316.0"
-
-// promtool is the one of PATH, if there is one: to build it takes minutes.
 func promtool(t *testing.T, args ...string) {
 	t.Helper()
-	command := []string{"promtool"}
-	if _, err := exec.LookPath(command[0]); err != nil {
-		command = []string{"go", "run", promtoolModule}
-	}
-	command = append(command, args...)
-	out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
+	paths, err := controlplane.Build(t.Context(), os.Stderr, controlplane.Promtool)
 	if err != nil {
-		t.Errorf("%s: %v\n%s", strings.Join(command, " "), err, out)
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), paths[controlplane.Promtool], args...).CombinedOutput()
+	if err != nil {
+		t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 

@@ -6,34 +6,226 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
 )
 
-// Those who have the binaries need not build them.
-func TestKubebuilderAssets(t *testing.T) {
-	assets := t.TempDir()
-	t.Setenv("KUBEBUILDER_ASSETS", assets)
-	mine := filepath.Join(assets, string(Etcd))
-	if err := os.WriteFile(mine, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv(VersionVariable, "1.2") // of no interest: nothing is to be built
-	paths, err := Build(t.Context(), io.Discard, Etcd)
-	if err != nil || paths[Etcd] != mine {
-		t.Errorf("%v, %v; want %s", paths, err, mine)
-	}
-	t.Setenv(VersionVariable, "")
+// Binaries that exist are not compiled.
+func TestFind(t *testing.T) {
+	_, known := known(t)
+	oldest, newest := known[0], known[len(known)-1]
+	// release is a folder of the store.
+	release := func(version string) string { return "store/" + version + "-" + runtime.GOOS + "-" + runtime.GOARCH }
+	const executable, inert, empty = "executable", "inert", "empty"
+	for name, test := range map[string]struct {
+		variable string            // KUBERNETES_VERSION
+		files    map[string]string // in KUBEBUILDER_ASSETS, the store, and the cache of the newest version
+		binary   Binary
+		want     string // one of them, or "" if the binary must be compiled
+		unusable []string
+	}{
+		"KUBEBUILDER_ASSETS has it": {
+			files:  map[string]string{"assets/etcd": executable, release(newest+".2") + "/etcd": executable, "cache/etcd": executable},
+			binary: Etcd, want: "assets/etcd",
+		},
+		"KUBEBUILDER_ASSETS has only another": {
+			files:  map[string]string{"assets/kube-apiserver": executable, release(newest+".2") + "/etcd": executable, "cache/etcd": executable},
+			binary: Etcd, want: release(newest+".2") + "/etcd",
+		},
+		"KUBEBUILDER_ASSETS may have any version": {
+			variable: "1.2", files: map[string]string{"assets/etcd": executable},
+			binary: Etcd, want: "assets/etcd",
+		},
+		"tools come from neither": {
+			files:  map[string]string{"assets/helm": executable, release(newest+".2") + "/helm": executable},
+			binary: Helm,
+		},
+		"the store lacks it, the cache has it": {
+			files:  map[string]string{release(newest+".2") + "/kube-apiserver": executable, "cache/etcd": executable},
+			binary: Etcd, want: "cache/etcd",
+		},
+		"the store has a newer patch": {
+			files:  map[string]string{release(newest+".9") + "/etcd": executable, release(newest+".10") + "/etcd": executable},
+			binary: Etcd, want: release(newest+".10") + "/etcd",
+		},
+		"the store has another minor version": {
+			files: map[string]string{release(oldest+".2") + "/etcd": executable}, binary: Etcd,
+		},
+		"an older minor version is wanted": {
+			variable: oldest, files: map[string]string{release(oldest+".2") + "/etcd": executable, release(newest+".2") + "/etcd": executable},
+			binary: Etcd, want: release(oldest+".2") + "/etcd",
+		},
+		"the store is of other machines": {
+			files:  map[string]string{"store/" + newest + ".2-plan9-" + runtime.GOARCH + "/etcd": executable, "store/" + newest + ".2-" + runtime.GOOS + "-mips/etcd": executable},
+			binary: Etcd,
+		},
+		"a file that is not executable": {
+			files:  map[string]string{release(newest+".2") + "/etcd": inert},
+			binary: Etcd, unusable: []string{release(newest+".2") + "/etcd"},
+		},
+		"a file that is empty": {
+			files:  map[string]string{release(newest+".2") + "/etcd": empty},
+			binary: Etcd, unusable: []string{release(newest+".2") + "/etcd"},
+		},
+		"a folder in place of the file": {
+			files:  map[string]string{release(newest+".2") + "/etcd/etcd": executable},
+			binary: Etcd, unusable: []string{release(newest+".2") + "/etcd"},
+		},
+		"an older patch is whole": {
+			files:  map[string]string{release(newest+".2") + "/etcd": empty, release(newest+".1") + "/etcd": executable},
+			binary: Etcd, want: release(newest+".1") + "/etcd",
+		},
+		"folders that are no release": {
+			files: map[string]string{"store/" + newest + "/etcd": executable, "store/etcd": executable}, binary: Etcd,
+		},
+		"nothing": {binary: Etcd},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("KUBEBUILDER_ASSETS", filepath.Join(dir, "assets"))
+			t.Setenv("XDG_CACHE_HOME", dir)
+			t.Setenv("HOME", dir)
+			t.Setenv(VersionVariable, "")
+			absent, err := find(t.Context(), Etcd)
+			if err != nil || absent.found || absent.module == "" {
+				t.Fatalf("%+v, %v", absent, err)
+			}
+			folders := map[string]string{"assets": filepath.Join(dir, "assets"), "store": storeAt(t, dir), "cache": filepath.Dir(absent.path)}
+			path := func(file string) string {
+				folder, rest, _ := strings.Cut(file, "/")
+				return filepath.Join(folders[folder], rest)
+			}
+			for file, kind := range test.files {
+				if err := os.MkdirAll(filepath.Dir(path(file)), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				content, mode := "#!/bin/sh\n", os.FileMode(0o700)
+				switch kind {
+				case inert:
+					mode = 0o600
+				case empty:
+					content = ""
+				}
+				if err := os.WriteFile(path(file), []byte(content), mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv(VersionVariable, test.variable)
 
-	// What the folder lacks comes from the cache, built if need be.
-	if err := os.Remove(mine); err != nil {
+			got, err := find(t.Context(), test.binary)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.found != (test.want != "") || got.found && got.path != path(test.want) {
+				t.Errorf("found %t, %s; want %q", got.found, got.path, test.want)
+			}
+			var unusable []string
+			for _, file := range test.unusable {
+				unusable = append(unusable, path(file))
+			}
+			if !slices.Equal(got.unusable, unusable) {
+				t.Errorf("unusable are %q, want %q", got.unusable, unusable)
+			}
+		})
+	}
+}
+
+// storeAt has the tests and setup-envtest use a store below a folder, and returns
+// the folder of its releases.
+func storeAt(t *testing.T, dir string) string {
+	t.Helper()
+	t.Setenv("XDG_DATA_HOME", dir)
+	releases, err := envtest.SetupEnvtestDefaultBinaryAssetsDirectory()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if paths, err = Build(t.Context(), os.Stderr, Etcd); err != nil {
+	if !strings.HasPrefix(releases, dir) { // another system than Linux, and the user's own store
+		t.Skipf("NOT TESTED: the store is at %s, whatever XDG_DATA_HOME is", releases)
+	}
+	return releases
+}
+
+// The line on progress names what is used, and the message of a build what is not.
+func TestSources(t *testing.T) {
+	_, known := known(t)
+	newest := known[len(known)-1]
+	t.Setenv("KUBEBUILDER_ASSETS", "")
+	t.Setenv(VersionVariable, "")
+	releases := storeAt(t, t.TempDir())
+	folder := filepath.Join(releases, newest+".77-"+runtime.GOOS+"-"+runtime.GOARCH)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(t.Context(), paths[Etcd], "--version").CombinedOutput(); err != nil || !strings.Contains(string(out), "etcd Version: 3.") {
-		t.Errorf("%s: %v: %s", paths[Etcd], err, out)
+	for _, b := range []Binary{Etcd, KubeAPIServer} {
+		if err := os.WriteFile(filepath.Join(folder, string(b)), []byte("#!/bin/sh\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kwok, err := find(t.Context(), Kwok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := sources(t.Context(), []Binary{Etcd, Kwok, KubeAPIServer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "etcd, kube-apiserver " + newest + ".77 from " + folder + "; kwok from " + filepath.Dir(kwok.path)
+	if got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A start compiles what is missing, and the demo says so.
+func TestMissing(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("KUBEBUILDER_ASSETS", dir)
+	t.Setenv("XDG_CACHE_HOME", dir)
+	t.Setenv("HOME", dir)
+	t.Setenv(VersionVariable, "")
+	storeAt(t, dir)
+	for _, step := range []struct {
+		has  Binary
+		want []Binary
+	}{
+		{"", []Binary{Etcd, KubeAPIServer}},
+		{Etcd, []Binary{KubeAPIServer}},
+		{KubeAPIServer, nil},
+	} {
+		if step.has != "" {
+			if err := os.WriteFile(filepath.Join(dir, string(step.has)), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := Missing(t.Context(), Options{}); err != nil || !slices.Equal(got, step.want) {
+			t.Errorf("with %q, %q are missing, want %q: %v", step.has, got, step.want, err)
+		}
+	}
+}
+
+// What neither KUBEBUILDER_ASSETS nor the store has is compiled, and runs.
+func TestBuild(t *testing.T) {
+	t.Setenv("KUBEBUILDER_ASSETS", t.TempDir())
+	t.Setenv(VersionVariable, "")
+	storeAt(t, t.TempDir())
+	for b, args := range map[Binary]struct {
+		args []string
+		want string
+	}{
+		Etcd:     {[]string{"--version"}, "etcd Version: 3."},
+		Helm:     {[]string{"version", "--short"}, "v4."},
+		Promtool: {[]string{"--version"}, "promtool, version"},
+	} {
+		paths, err := Build(t.Context(), os.Stderr, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), paths[b], args.args...).CombinedOutput(); err != nil || !strings.Contains(string(out), args.want) {
+			t.Errorf("%s: %v: %s, want %s", paths[b], err, out, args.want)
+		}
 	}
 }
 

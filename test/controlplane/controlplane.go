@@ -56,8 +56,21 @@ type Options struct {
 	// Fsync has etcd wait for the disk, as it does in a cluster and need not in
 	// tests.
 	Fsync bool
-	// Progress hears of builds; nil for silence.
+	// Progress receives a line on where the binaries come from, and those of Build;
+	// nil for silence.
 	Progress io.Writer
+}
+
+// binaries are those that Start needs.
+func (o Options) binaries() []Binary {
+	needed := []Binary{Etcd, KubeAPIServer}
+	if o.ControllerManager {
+		needed = append(needed, KubeControllerManager)
+	}
+	if o.Node {
+		needed = append(needed, Kwok)
+	}
+	return needed
 }
 
 // Main runs the tests of a package with a control plane of its own, which they
@@ -114,17 +127,15 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 		o.Progress = io.Discard
 	}
 	ctrllog.SetLogger(logr.Discard()) // envtest has nothing to say that its errors do not
-	wanted := []Binary{Etcd, KubeAPIServer}
-	if o.ControllerManager {
-		wanted = append(wanted, KubeControllerManager)
-	}
-	if o.Node {
-		wanted = append(wanted, Kwok)
-	}
-	paths, err := Build(ctx, o.Progress, wanted...)
+	paths, err := Build(ctx, o.Progress, o.binaries()...)
 	if err != nil {
 		return nil, err
 	}
+	from, err := sources(ctx, o.binaries())
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(o.Progress, from)
 	dir, err := os.MkdirTemp("", "solepod-controlplane-")
 	if err != nil {
 		return nil, err

@@ -44,8 +44,16 @@ func main() {
 }
 
 func run(ctx context.Context, out io.Writer, keep bool) (err error) {
-	fmt.Fprintln(out, "Starting a control plane: kube-apiserver and etcd, built from source the first time.")
-	plane, err := controlplane.Start(ctx, controlplane.Options{Progress: os.Stderr})
+	options := controlplane.Options{Progress: os.Stderr}
+	missing, err := controlplane.Missing(ctx, options)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		fmt.Fprintln(out, "kube-apiserver and etcd are compiled first, which takes about five minutes on two cores; make controlplane-download downloads them instead.")
+	}
+	fmt.Fprintln(out, "Starting a control plane: kube-apiserver and etcd.")
+	plane, err := controlplane.Start(ctx, options)
 	if err != nil {
 		return err
 	}

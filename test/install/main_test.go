@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,7 +50,7 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	// As in guard.Run: the result depends on the version of the control plane.
-	paths, err := controlplane.Build(t.Context(), io.Discard, controlplane.KubeAPIServer, controlplane.Kubectl)
+	paths, err := controlplane.Build(t.Context(), os.Stderr, controlplane.KubeAPIServer, controlplane.Kubectl, controlplane.Helm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,11 +63,10 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	helm := "#!/bin/sh\nexec go run " + chart.Module + " \"$@\"\n"
 	if err := errors.Join(
 		os.Symlink(solepod, filepath.Join(c.bin, "solepod")),
 		os.Symlink(paths[controlplane.Kubectl], filepath.Join(c.bin, "kubectl")),
-		os.WriteFile(filepath.Join(c.bin, "helm"), []byte(helm), 0o700),
+		os.Symlink(paths[controlplane.Helm], filepath.Join(c.bin, "helm")),
 	); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Command build builds the binaries of package controlplane ahead of time and
-// prints their paths. Name the ones wanted; the default is all.
+// Command build builds the binaries of package controlplane ahead of time, where
+// they do not exist, and prints their paths. Name the ones wanted; the default is
+// all.
 package main
 
 import (
