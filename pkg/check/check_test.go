@@ -183,6 +183,14 @@ func stamped(environment string) *corev1.Pod {
 	return pod
 }
 
+// all is every check that needs the configuration, with the same outcome.
+func all(text string, others map[string]string) map[string]string {
+	for _, name := range []string{"rbac", "webhooks", "labels", "undeclared", "stamp", "guard"} {
+		others[name] = text
+	}
+	return others
+}
+
 // faults are injected into a healthy cluster one case at a time. Each check
 // that a case does not name keeps its status.
 func faults() map[string]faultCase {
@@ -285,11 +293,11 @@ func faults() map[string]faultCase {
 		},
 		"the ConfigMap is deleted": {
 			inject: []fault{remove[*corev1.ConfigMap](name)},
-			want:   map[string]string{"configuration": "failed: there is no ConfigMap solepod-system/solepod"},
+			want:   all("skipped: configuration", map[string]string{"configuration": "failed: there is no ConfigMap solepod-system/solepod"}),
 		},
 		"a field of the configuration is misspelt": {
-			inject: []fault{setting("enforcement:", "enforcment:")},                          //nolint:misspell // so it is meant to be
-			want:   map[string]string{"configuration": `failed: unknown field "enforcment"`}, //nolint:misspell // so it is meant to be
+			inject: []fault{setting("enforcement:", "enforcment:")},
+			want:   all("skipped: configuration", map[string]string{"configuration": `failed: unknown field "enforcment"`}),
 		},
 		"nothing is denied": {
 			inject: []fault{setting("enforcement: Deny", "enforcement: Audit")},
@@ -729,6 +737,10 @@ func faults() map[string]faultCase {
 			inject: []fault{forbid("list Namespace")},
 			want:   map[string]string{"labels": "failed: forbidden", "stamp": "failed: forbidden", "guard": "failed: forbidden"},
 		},
+		"the ConfigMap may not be read": {
+			inject: []fault{forbid("get ConfigMap")},
+			want:   all("failed: forbidden", map[string]string{"configuration": "failed: forbidden"}),
+		},
 		"a webhook configuration may not be read": {
 			inject: []fault{forbid("get MutatingWebhookConfiguration")},
 			want: map[string]string{
@@ -750,12 +762,16 @@ type faultCase struct {
 	manifest string // selfSigned, unless another is named
 	inject   []fault
 	// want is the status of each check that the fault changes, a colon, and a
-	// part of its detail. Commas stay as they are.
+	// part of its detail.
 	want map[string]string
 }
 
 // Each fault is found by the checks that are for it, and by no other.
 func TestFaults(t *testing.T) {
+	healthy := map[string]map[string]Status{}
+	for _, manifest := range []string{selfSigned, certManager} {
+		healthy[manifest] = green(t, newCluster(t, manifest, "solepod-system", "airflow-environment")).statuses()
+	}
 	red := map[string]bool{}
 	for name, c := range faults() {
 		for check, text := range c.want {
@@ -764,12 +780,12 @@ func TestFaults(t *testing.T) {
 			}
 		}
 		t.Run(name, func(t *testing.T) {
-			manifest := selfSigned
-			if c.manifest != "" {
-				manifest = c.manifest
+			manifest := c.manifest
+			if manifest == "" {
+				manifest = selfSigned
 			}
 			cluster := newCluster(t, manifest, "solepod-system", "airflow-environment")
-			want := green(t, cluster).statuses()
+			want := maps.Clone(healthy[manifest])
 			for _, inject := range c.inject {
 				inject(t, cluster)
 			}

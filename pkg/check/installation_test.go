@@ -37,6 +37,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/managedfields"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	webhookerrors "k8s.io/apiserver/pkg/admission/plugin/webhook/errors"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -273,7 +274,9 @@ func (c *cluster) run(t *testing.T) []Result {
 		t.Errorf("the check would %s %T %s", verb, object, object.GetName())
 		return errors.New("the check writes")
 	}
-	server := fake.NewClientBuilder().WithScheme(c.types).WithObjects(c.objects...).WithInterceptorFuncs(interceptor.Funcs{
+	// Nothing is applied; the default converter takes most of a test's time.
+	converter := managedfields.NewDeducedTypeConverter()
+	server := fake.NewClientBuilder().WithScheme(c.types).WithTypeConverters(converter).WithObjects(c.objects...).WithInterceptorFuncs(interceptor.Funcs{
 		Get: func(ctx context.Context, inner client.WithWatch, key client.ObjectKey, object client.Object, opts ...client.GetOption) error {
 			if err := c.refuse("get", object); err != nil {
 				return err
