@@ -357,6 +357,13 @@ func faults() map[string]faultCase {
 		"retries: Supersede with its permission": {
 			inject: []fault{setting("retries: Allow", "retries: Supersede"), mayPatchPods()},
 		},
+		"reclaim without its permission": {
+			inject: []fault{arg("--reclaim-older-than=24h")},
+			want:   map[string]string{"rbac": "failed: may not delete pods, patch pods"},
+		},
+		"reclaim with its permission": {
+			inject: []fault{arg("--reclaim-older-than=24h"), mayPatchPods()},
+		},
 
 		// Webhooks
 		"a webhook configuration is deleted": {
@@ -740,6 +747,14 @@ func faults() map[string]faultCase {
 		"the ConfigMap may not be read": {
 			inject: []fault{forbid("get ConfigMap")},
 			want:   all("failed: forbidden", map[string]string{"configuration": "failed: forbidden"}),
+		},
+		// The checks of certificates are skipped, with the reason.
+		"the Deployment may not be read": {
+			inject: []fault{forbid("get Deployment")},
+			want: map[string]string{
+				"deployment": "failed: forbidden", "replicas": "failed: forbidden", "rbac": "failed: forbidden",
+				"certificate": "skipped: forbidden", "ca-bundle": "skipped: forbidden",
+			},
 		},
 		"a webhook configuration may not be read": {
 			inject: []fault{forbid("get MutatingWebhookConfiguration")},

@@ -159,10 +159,8 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 	if err := i.Client.Get(ctx, i.key(), &d); err != nil {
 		return "", false, err
 	}
-	for _, arg := range d.Spec.Template.Spec.Containers[0].Args {
-		if secret, found := strings.CutPrefix(arg, "--cert-secret="); found {
-			return secret, true, nil
-		}
+	if secret, own := argument(&d, "--cert-secret="); own {
+		return secret, true, nil
 	}
 	for _, volume := range d.Spec.Template.Spec.Volumes {
 		if volume.Secret != nil {
@@ -170,6 +168,19 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 		}
 	}
 	return "", false, errors.New("the Deployment names no Secret with certificates")
+}
+
+// argument is the value of a flag of solepod in the Deployment, and whether it
+// is given. The flag ends with an equals sign, as the chart writes it.
+func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
+	for _, container := range d.Spec.Template.Spec.Containers {
+		for _, arg := range container.Args {
+			if value, given := strings.CutPrefix(arg, flag); given {
+				return value, true
+			}
+		}
+	}
+	return "", false
 }
 
 // rbac asks what solepod's ServiceAccount may do; for anybody but itself, that
@@ -183,10 +194,15 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 		{"events.k8s.io", "events", "", "", "create patch"},
 		{"coordination.k8s.io", "leases", i.Namespace, "", "create get list watch update delete"},
 	}
-	if settings.Retries == config.RetriesSupersede {
+	// Without a Deployment there are no flags that ask for more.
+	var d appsv1.Deployment
+	if err := i.Client.Get(ctx, i.key(), &d); client.IgnoreNotFound(err) != nil {
+		return finding{}, err
+	}
+	if _, reclaims := argument(&d, "--reclaim-older-than="); reclaims || settings.Retries == config.RetriesSupersede {
 		rules = append(rules, rule{"", "pods", "", "", "patch delete"})
 	}
-	if secret, own, err := i.secret(ctx); err == nil && own {
+	if secret, own := argument(&d, "--cert-secret="); own {
 		const group = "admissionregistration.k8s.io"
 		rules = append(rules, rule{"", "secrets", i.Namespace, secret, "get list watch update"},
 			rule{group, "mutatingwebhookconfigurations", "", name, "get list watch patch"},
