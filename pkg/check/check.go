@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/solepod/solepod/pkg/config"
 )
 
 // Status of a check.
@@ -52,8 +50,6 @@ type Installation struct {
 	Version string
 	// Now is the time to compare certificates and Leases with.
 	Now func() time.Time
-
-	config *config.Configuration // set by the check of the configuration
 }
 
 // finding is a result without what the check says anyway.
@@ -104,9 +100,9 @@ func checks() []check {
 		{deployment, "configuration", "the configuration can be read, and denies",
 			"Correct the field in the values of the chart (config). Enforcement Warn and Audit deny nothing, which is meant for the time of introduction.", (*Installation).configuration},
 		{deployment, "rbac", "solepod may do what it must",
-			upgrade, (*Installation).rbac},
+			upgrade, configured((*Installation).rbac)},
 		{hooks, "webhooks", "both webhook configurations are there, as this version ships them",
-			upgrade + " Do not edit them by hand.", (*Installation).webhooks},
+			upgrade + " Do not edit them by hand.", configured((*Installation).webhooks)},
 		{hooks, "failure-policy", "task pods are denied, not let through, when no replica answers",
 			"Set failurePolicy to Fail, once solepod has proved itself.", (*Installation).failurePolicy},
 		{hooks, "endpoints", "the Service has endpoints that are ready",
@@ -118,13 +114,13 @@ func checks() []check {
 		{certificates, "cert-manager", "the Certificate of cert-manager is ready",
 			"See kubectl describe certificate solepod, and cert-manager's guide to troubleshooting.", (*Installation).certManager},
 		{environments, "labels", "environments are named by labels, without typing errors",
-			"Label the namespace, or the ServiceAccount, of each Airflow: kubectl label namespace NAMESPACE airflow-environment=NAME. Remove what is misspelt.", (*Installation).labels},
+			"Label the namespace, or the ServiceAccount, of each Airflow: kubectl label namespace NAMESPACE airflow-environment=NAME. Remove what is misspelt.", configured((*Installation).labels)},
 		{environments, "undeclared", "the task pods of environments declare them",
-			"Let each Airflow declare its environment by a cluster policy (docs/environments.md): only then can its tasks run beside another's.", (*Installation).undeclared},
+			"Let each Airflow declare its environment by a cluster policy (docs/environments.md): only then can its tasks run beside another's.", configured((*Installation).undeclared)},
 		{operation, "stamp", "a task pod gets its environment (a dry run)",
-			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", (*Installation).stamp},
+			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", configured((*Installation).stamp)},
 		{operation, "guard", "a task pod of a wrong environment is denied (a dry run)",
-			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", (*Installation).guard},
+			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", configured((*Installation).guard)},
 		{operation, "leader", "a replica leads",
 			"Only the leader cleans up claims and renews certificates. See the logs of solepod for \"leader\".", (*Installation).leader},
 		{operation, "claims", "claims go away with their pods",

@@ -107,30 +107,50 @@ func (i *Installation) spread(ctx context.Context) (finding, error) {
 	return warning("all of them run on the same node"), nil
 }
 
-func (i *Installation) configuration(ctx context.Context) (finding, error) {
+// settings reads the configuration of the installation. It returns a finding
+// instead if there is none, or a wrong one, and an error if the API server does
+// not let it read.
+func (i *Installation) settings(ctx context.Context) (config.Configuration, *finding, error) {
 	var m corev1.ConfigMap
 	if err := i.Client.Get(ctx, i.key(), &m); apierrors.IsNotFound(err) {
-		return failed("there is no ConfigMap %s", i.key()), nil
+		f := failed("there is no ConfigMap %s", i.key())
+		return config.Configuration{}, &f, nil
 	} else if err != nil {
-		return finding{}, err
+		return config.Configuration{}, nil, err
 	}
 	c, err := config.FromConfigMap(&m)
 	if err != nil {
-		return failed("%v", err), nil
+		f := failed("%v", err)
+		return config.Configuration{}, &f, nil
 	}
-	i.config = &c
+	return c, nil, nil
+}
+
+func (i *Installation) configuration(ctx context.Context) (finding, error) {
+	c, found, err := i.settings(ctx)
+	if err != nil || found != nil {
+		return deref(found), err
+	}
 	if c.Enforcement != config.EnforcementDeny {
 		return warning("enforcement is %s", c.Enforcement), nil
 	}
 	return ok("enforcement %s, injection %s, retries %s, foreignAccess %s", c.Enforcement, c.Injection, c.Retries, c.ForeignAccess), nil
 }
 
-// settings are those of the installation, or the default if they can not be read.
-func (i *Installation) settings() config.Configuration {
-	if i.config == nil {
-		return config.Default()
+// configured is a check that depends on the configuration. It is skipped if
+// there is no valid configuration: judged by the defaults, an installation with
+// other settings would look faulty, or healthy, without being it.
+func configured(run func(*Installation, context.Context, config.Configuration) (finding, error)) func(*Installation, context.Context) (finding, error) {
+	return func(i *Installation, ctx context.Context) (finding, error) {
+		c, found, err := i.settings(ctx)
+		switch {
+		case err != nil:
+			return finding{}, fmt.Errorf("reading the configuration: %w", err)
+		case found != nil:
+			return skipped("it depends on the configuration, which is missing or wrong"), nil
+		}
+		return run(i, ctx, c)
 	}
-	return *i.config
 }
 
 // secret is where the serving certificate is, and whether solepod makes it.
@@ -139,10 +159,8 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 	if err := i.Client.Get(ctx, i.key(), &d); err != nil {
 		return "", false, err
 	}
-	for _, arg := range d.Spec.Template.Spec.Containers[0].Args {
-		if secret, found := strings.CutPrefix(arg, "--cert-secret="); found {
-			return secret, true, nil
-		}
+	if secret, own := argument(&d, "--cert-secret="); own {
+		return secret, true, nil
 	}
 	for _, volume := range d.Spec.Template.Spec.Volumes {
 		if volume.Secret != nil {
@@ -152,9 +170,22 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 	return "", false, errors.New("the Deployment names no Secret with certificates")
 }
 
+// argument is the value of a flag of solepod in the Deployment, and whether it
+// is given. The flag ends with an equals sign, as the chart writes it.
+func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
+	for _, container := range d.Spec.Template.Spec.Containers {
+		for _, arg := range container.Args {
+			if value, given := strings.CutPrefix(arg, flag); given {
+				return value, true
+			}
+		}
+	}
+	return "", false
+}
+
 // rbac asks what solepod's ServiceAccount may do; for anybody but itself, that
 // is a SubjectAccessReview.
-func (i *Installation) rbac(ctx context.Context) (finding, error) {
+func (i *Installation) rbac(ctx context.Context, settings config.Configuration) (finding, error) {
 	type rule struct{ group, resource, namespace, name, verbs string }
 	rules := []rule{
 		{"", "pods", "", "", "get list watch"},
@@ -163,10 +194,15 @@ func (i *Installation) rbac(ctx context.Context) (finding, error) {
 		{"events.k8s.io", "events", "", "", "create patch"},
 		{"coordination.k8s.io", "leases", i.Namespace, "", "create get list watch update delete"},
 	}
-	if i.settings().Retries == config.RetriesSupersede {
+	// Without a Deployment there are no flags that ask for more.
+	var d appsv1.Deployment
+	if err := i.Client.Get(ctx, i.key(), &d); client.IgnoreNotFound(err) != nil {
+		return finding{}, err
+	}
+	if _, reclaims := argument(&d, "--reclaim-older-than="); reclaims || settings.Retries == config.RetriesSupersede {
 		rules = append(rules, rule{"", "pods", "", "", "patch delete"})
 	}
-	if secret, own, err := i.secret(ctx); err == nil && own {
+	if secret, own := argument(&d, "--cert-secret="); own {
 		const group = "admissionregistration.k8s.io"
 		rules = append(rules, rule{"", "secrets", i.Namespace, secret, "get list watch update"},
 			rule{group, "mutatingwebhookconfigurations", "", name, "get list watch patch"},

@@ -41,8 +41,8 @@ func (i *Installation) each(ctx context.Context, kind string, selector labels.Se
 	})
 }
 
-func (i *Installation) labels(ctx context.Context) (finding, error) {
-	key := i.settings().EnvironmentLabel
+func (i *Installation) labels(ctx context.Context, settings config.Configuration) (finding, error) {
+	key := settings.EnvironmentLabel
 	named := map[string]bool{}
 	var problems []string
 	for _, kind := range []string{"Namespace", "ServiceAccount"} {
@@ -63,7 +63,7 @@ func (i *Installation) labels(ctx context.Context) (finding, error) {
 			return finding{}, err
 		}
 	}
-	for _, e := range i.settings().Environments {
+	for _, e := range settings.Environments {
 		if len(e.Users)+len(e.Groups)+len(e.ServiceAccounts) > 0 {
 			named[e.Name] = true
 		}
@@ -105,8 +105,8 @@ func taskPods() labels.Selector {
 	return labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True})
 }
 
-func (i *Installation) undeclared(ctx context.Context) (finding, error) {
-	key := i.settings().EnvironmentLabel
+func (i *Installation) undeclared(ctx context.Context, settings config.Configuration) (finding, error) {
+	key := settings.EnvironmentLabel
 	declared, stamped := map[string]bool{}, map[string]bool{}
 	none := map[string]int{} // by namespace
 	err := i.each(ctx, "Pod", taskPods(), func(object *metav1.PartialObjectMetadata) {
@@ -143,9 +143,8 @@ func (i *Installation) undeclared(ctx context.Context) (finding, error) {
 }
 
 // probe creates a task pod, in a dry run, in a namespace whose environment is
-// known. It returns the namespace's environment.
-func (i *Installation) probe(ctx context.Context, label string) (pod *corev1.Pod, environment string, err error) {
-	key := i.settings().EnvironmentLabel
+// known by the label key. It returns the namespace's environment.
+func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev1.Pod, environment string, err error) {
 	var list corev1.NamespaceList
 	if err := i.Client.List(ctx, &list, client.HasLabels{key}); err != nil {
 		return nil, "", err
@@ -193,12 +192,12 @@ func (i *Installation) probe(ctx context.Context, label string) (pod *corev1.Pod
 
 const noNamespace = "no namespace that solepod guards has the environment label"
 
-func (i *Installation) stamp(ctx context.Context) (finding, error) {
-	injection := i.settings().Injection
+func (i *Installation) stamp(ctx context.Context, settings config.Configuration) (finding, error) {
+	injection := settings.Injection
 	if injection == config.InjectionOff {
 		return skipped("injection is Off"), nil
 	}
-	pod, environment, err := i.probe(ctx, "")
+	pod, environment, err := i.probe(ctx, settings.EnvironmentLabel, "")
 	switch {
 	case pod == nil && err == nil:
 		return skipped(noNamespace), nil
@@ -209,17 +208,17 @@ func (i *Installation) stamp(ctx context.Context) (finding, error) {
 	case err != nil:
 		return failed("in namespace %s: %v", pod.Namespace, err), nil
 	}
-	if got := pod.Labels[i.settings().EnvironmentLabel]; got != environment {
+	if got := pod.Labels[settings.EnvironmentLabel]; got != environment {
 		return failed("in namespace %s it got the environment %q, not %q", pod.Namespace, got, environment), nil
 	}
 	return ok("%s in namespace %s", environment, pod.Namespace), nil
 }
 
-func (i *Installation) guard(ctx context.Context) (finding, error) {
-	if enforcement := i.settings().Enforcement; enforcement != config.EnforcementDeny {
+func (i *Installation) guard(ctx context.Context, settings config.Configuration) (finding, error) {
+	if enforcement := settings.Enforcement; enforcement != config.EnforcementDeny {
 		return skipped("enforcement is %s", enforcement), nil
 	}
-	pod, _, err := i.probe(ctx, "solepod-check")
+	pod, _, err := i.probe(ctx, settings.EnvironmentLabel, "solepod-check")
 	switch {
 	case pod == nil && err == nil:
 		return skipped(noNamespace), nil

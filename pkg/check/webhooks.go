@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/manifests"
+	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -123,7 +124,7 @@ func (i *Installation) installed(ctx context.Context) (hooks map[string]hook, mi
 	return hooks, missing, err
 }
 
-func (i *Installation) webhooks(ctx context.Context) (finding, error) {
+func (i *Installation) webhooks(ctx context.Context, settings config.Configuration) (finding, error) {
 	got, missing, err := i.installed(ctx)
 	if err != nil {
 		return finding{}, err
@@ -131,7 +132,7 @@ func (i *Installation) webhooks(ctx context.Context) (finding, error) {
 	if len(missing) > 0 {
 		return failed("there is no %s %s", strings.Join(missing, " and no "), name), nil
 	}
-	want, err := shipped(i.Namespace, i.settings().EnvironmentLabel)
+	want, err := shipped(i.Namespace, settings.EnvironmentLabel)
 	if err != nil {
 		return finding{}, err
 	}
