@@ -18,7 +18,8 @@
 // drops a holder only if
 //
 //   - the very pod (by UID) can be seen, and Airflow no longer finds it; or
-//   - the very pod has been seen, and is gone (its own watch of pods); or
+//   - its own watch of pods has told of the very pod's end, and after that the
+//     API server does not have it; or
 //   - the claim was read first, the pod is not found after that, and InFlight
 //     has passed, so that no request that could still create it is alive;
 //
@@ -257,7 +258,7 @@ type sighting struct {
 	Holder
 	// found is nil where there is no pod, or none of this task.
 	found *taskpod.Pod
-	// gone is set if the very pod has been seen, and is no more.
+	// gone is set if the very pod has been, and is no more.
 	gone bool
 }
 

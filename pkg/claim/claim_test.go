@@ -23,6 +23,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -127,7 +128,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: %v", name, problems)
 		}
 	}
-	other, _ := taskpod.FromMeta(newPod("x airflow-environment=alpha try_number=2", ""), "").Identity()
+	other, _ := taskpod.FromMeta(newPod("x dag_id=d task_id=t run_id=r airflow-environment=alpha try_number=2", ""), "").Identity()
 	if Name(other) != Name(taskpod.Identity{Namespace: "jobs", DAG: "d", Task: "t", RunLabel: "run_id", Run: "r"}) {
 		t.Error("environment or try are part of the name")
 	}
@@ -172,7 +173,7 @@ func TestWriteAndRead(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	id, _ := taskpod.FromMeta(newPod("x map_index=3", ""), "").Identity()
+	id, _ := taskpod.FromMeta(newPod("x dag_id=d task_id=t run_id=r map_index=3", ""), "").Identity()
 	for want, holders := range map[string][]Holder{
 		"a (alpha) for jobs/d/t/run_id=r/3":                               {{Pod: "a", Environment: "alpha"}},
 		"a (unknown), mapped pods (beta) for jobs/d/t/run_id=r/3":         {{Pod: "a"}, {Mark: true, Environment: "beta"}},
@@ -276,7 +277,7 @@ func TestTake(t *testing.T) {
 				got := "admit: "
 				switch {
 				case apierrors.IsServiceUnavailable(err):
-					if want := "there are 64 pods of jobs/d/t/run_id=r that Airflow still finds; delete those that have ended"; !strings.Contains(err.Error(), want) {
+					if want := "there are 64 pods of jobs/foo-bar-dag-id/foo-bar-task-id/run_id=scheduled__2023-03-08T0130000000-77fa57adf that Airflow still finds; delete those that have ended"; !strings.Contains(err.Error(), want) {
 						t.Errorf("%v lacks %q", err, want)
 					}
 					got = "503: "
@@ -489,13 +490,21 @@ func TestReconcile(t *testing.T) {
 		want    string
 		wait    time.Duration
 	}{
-		"nothing":                        {want: "none"},
-		"a pod without a claim":          {objects: []client.Object{newPod("x", "x1")}, want: "x/x1@1h0m0s"},
-		"two pods without a claim":       {objects: []client.Object{newPod("x", "x1"), newPod("y", "y1")}, want: "x/x1@1h0m0s y/y1@1h0m0s"},
-		"a pod that is checked":          {objects: []client.Object{checked(newPod("x", "x1"))}, want: "none"},
-		"a pod that has ended":           {objects: []client.Object{ended(newPod("x", "x1"))}, want: "x/x1@1h0m0s"},
-		"in flight":                      {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, want: "x/x1@20s", wait: 40 * time.Second},
-		"in flight, and gone":            {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x1", want: "none"},
+		"nothing":                  {want: "none"},
+		"a pod without a claim":    {objects: []client.Object{newPod("x", "x1")}, want: "x/x1@1h0m0s"},
+		"two pods without a claim": {objects: []client.Object{newPod("x", "x1"), newPod("y", "y1")}, want: "x/x1@1h0m0s y/y1@1h0m0s"},
+		"a pod that is checked":    {objects: []client.Object{checked(newPod("x", "x1"))}, want: "none"},
+		"a pod that has ended":     {objects: []client.Object{ended(newPod("x", "x1"))}, want: "x/x1@1h0m0s"},
+		"in flight":                {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, want: "x/x1@20s", wait: 40 * time.Second},
+		"in flight, and gone":      {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x1", want: "none"},
+		"in flight, its label taken off": {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))},
+			unseen: []client.Object{newPod("x kubernetes_pod_operator-", "x1")}, gone: "x1", want: "x/x1@20s", wait: 40 * time.Second},
+		"expired, its label taken off": {objects: []client.Object{lease("x", held("x", "x1", InFlight))},
+			unseen: []client.Object{newPod("x kubernetes_pod_operator-", "x1")}, gone: "x1", want: "none"},
+		"in flight, its label put back": {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))},
+			unseen: []client.Object{newPod("x", "x1")}, gone: "x1", want: "x/x1@20s"},
+		"in flight, and replaced": {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))},
+			unseen: []client.Object{newPod("x", "x2")}, gone: "x1", want: "none"},
 		"in flight, another is gone":     {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x0", want: "x/x1@20s", wait: 40 * time.Second},
 		"held":                           {objects: []client.Object{lease("x", held("x", "x1", long)), newPod("x", "x1")}, want: "x/x1@2m0s"},
 		"held, then checked":             {objects: []client.Object{lease("x", held("x", "x1", long)), checked(newPod("x", "x1"))}, want: "none"},
@@ -612,6 +621,48 @@ func TestPodEvents(t *testing.T) {
 				t.Error(diff)
 			}
 			if gone.Has("1") != tc.gone || gone.Has("2") {
+				t.Errorf("gone: 1 %v, 2 %v", gone.Has("1"), gone.Has("2"))
+			}
+		})
+	}
+}
+
+// informer hands its handler out.
+type informer struct {
+	cache.Informer
+	handler toolscache.ResourceEventHandler
+}
+
+func (i *informer) AddEventHandler(h toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {
+	i.handler = h
+	return nil, nil
+}
+
+// A watch may have missed a deletion, and may not even know of what.
+func TestGone(t *testing.T) {
+	pod := func(uid types.UID) client.Object { return newPod("x", uid) }
+	for name, tc := range map[string]struct {
+		happens func(toolscache.ResourceEventHandler)
+		want    bool
+	}{
+		"created":  {func(h toolscache.ResourceEventHandler) { h.OnAdd(pod("1"), false) }, false},
+		"updated":  {func(h toolscache.ResourceEventHandler) { h.OnUpdate(pod("1"), pod("1")) }, false},
+		"replaced": {func(h toolscache.ResourceEventHandler) { h.OnUpdate(pod("1"), pod("2")) }, true},
+		"deleted":  {func(h toolscache.ResourceEventHandler) { h.OnDelete(pod("1")) }, true},
+		"deletion missed": {func(h toolscache.ResourceEventHandler) {
+			h.OnDelete(toolscache.DeletedFinalStateUnknown{Obj: pod("1")})
+		}, true},
+		"last state not known": {func(h toolscache.ResourceEventHandler) {
+			h.OnDelete(toolscache.DeletedFinalStateUnknown{Key: "jobs/x"})
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gone, pods := NewGone(), &informer{}
+			if err := gone.Watch(pods); err != nil {
+				t.Fatal(err)
+			}
+			tc.happens(pods.handler)
+			if gone.Has("1") != tc.want || gone.Has("2") {
 				t.Errorf("gone: 1 %v, 2 %v", gone.Has("1"), gone.Has("2"))
 			}
 		})

@@ -88,15 +88,16 @@ func ListPods(from Pods, key string) ([]taskpod.Pod, error) {
 	return pods, nil
 }
 
-// Gone remembers pods that have been seen and are no more, for as long as a
-// claim could take them for in flight. Every replica has one, so that a task
-// whose pod was deleted need not wait for the leader.
+// Gone remembers pods whose watch has told of their end, for as long as a claim
+// could take them for in flight. Every replica has one, so that a task whose pod
+// was deleted need not wait for the leader. Such a pod may live on without the
+// label that the watch selects by: only the API server knows.
 type Gone struct{ uids *utilcache.Expiring }
 
 // NewGone returns an empty Gone.
 func NewGone() *Gone { return &Gone{utilcache.NewExpiring()} }
 
-// Has reports whether a pod has been seen and is no more.
+// Has reports whether a pod has been seen, and its watch has told of its end.
 func (g *Gone) Has(uid types.UID) bool {
 	_, ok := g.uids.Get(uid)
 	return ok
@@ -118,7 +119,10 @@ func (g *Gone) Watch(pods cache.Informer) error {
 			if last, missed := object.(toolscache.DeletedFinalStateUnknown); missed {
 				object = last.Obj
 			}
-			g.add(object.(client.Object).GetUID())
+			// The last state may be unknown altogether.
+			if pod, known := object.(client.Object); known {
+				g.add(pod.GetUID())
+			}
 		},
 	})
 	return err
@@ -144,7 +148,7 @@ type Reconciler struct {
 	API       API
 	Namespace string
 	Settings  policy.Settings
-	// Gone reports whether a pod has been seen and is no more.
+	// Gone reports whether a pod has been seen, and its watch has told of its end.
 	Gone func(types.UID) bool
 	Now  func() time.Time
 	// Metrics may be nil.
@@ -305,16 +309,16 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 }
 
 // sight finds the pods of holders in the cache, and asks the API server for
-// those that are missing without the excuse of being in flight.
+// those that have ended, or are missing without the excuse of being in flight.
 func (r *Reconciler) sight(ctx context.Context, id taskpod.Identity, holders []Holder, pods []taskpod.Pod, now time.Time) ([]sighting, error) {
 	seen := make([]sighting, 0, len(holders))
 	for _, h := range holders {
 		x := sighting{Holder: h}
 		if i := slices.IndexFunc(pods, func(p taskpod.Pod) bool { return p.UID == h.UID }); i >= 0 {
 			x.found = &pods[i]
-		} else if x.gone = r.Gone(h.UID); !x.gone && !h.inFlight(now) {
+		} else if ended := r.Gone(h.UID); ended || !h.inFlight(now) {
 			var err error
-			if x.found, err = look(ctx, r.API, id, h); err != nil {
+			if x, err = look(ctx, r.API, id, h, ended); err != nil {
 				return nil, err
 			}
 		}

@@ -33,7 +33,7 @@ type Claims struct {
 	// Namespace is where the claims are: solepod's own.
 	Namespace string
 	Settings  policy.Settings
-	// Gone reports whether a pod has been seen and is no more.
+	// Gone reports whether a pod has been seen, and its watch has told of its end.
 	Gone func(types.UID) bool
 	// Patience is how long Take waits for a pod in flight to appear, or to be told
 	// that it has come and gone, before it denies.
@@ -183,34 +183,37 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 func (c *Claims) sight(ctx context.Context, id taskpod.Identity, holders []Holder) ([]sighting, error) {
 	seen := make([]sighting, 0, len(holders))
 	for _, h := range holders {
-		found, err := look(ctx, c.API, id, h)
+		x, err := look(ctx, c.API, id, h, c.Gone(h.UID))
 		if err != nil {
 			return nil, err
 		}
-		seen = append(seen, sighting{h, found, c.Gone(h.UID)})
+		seen = append(seen, x)
 	}
 	return seen, nil
 }
 
-// look returns the pod under a holder's name, or nil if there is none of this
-// task, of which nothing may be known.
-func look(ctx context.Context, api API, id taskpod.Identity, h Holder) (*taskpod.Pod, error) {
+// look reads the pod under a holder's name. A pod of another task is as good as
+// none. The very pod is gone if ended, which is what its watch told before, and
+// the API server has it no more. Neither is enough by itself: the watch selects
+// by label, and tells of a pod that lost it as of one that was deleted; and a pod
+// that the API server does not have may still be created.
+func look(ctx context.Context, api API, id taskpod.Identity, h Holder, ended bool) (sighting, error) {
+	x := sighting{Holder: h}
 	if h.Pod == "" || id == (taskpod.Identity{}) {
-		return nil, nil
+		return x, nil
 	}
 	var object corev1.Pod
 	err := api.Get(ctx, client.ObjectKey{Namespace: id.Namespace, Name: h.Pod}, &object)
-	if apierrors.IsNotFound(err) {
-		return nil, nil
+	missing := apierrors.IsNotFound(err)
+	if err != nil && !missing {
+		return sighting{}, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
-	}
+	x.gone = ended && (missing || object.UID != h.UID)
 	pod := taskpod.FromMeta(&object, object.Status.Phase)
-	if of, ok := pod.Identity(); !ok || of != id || !pod.Guarded() {
-		return nil, nil
+	if of, ok := pod.Identity(); !missing && ok && of == id && pod.Guarded() {
+		x.found = &pod
 	}
-	return &pod, nil
+	return x, nil
 }
 
 // transient reports whether an error may be gone on the next attempt. All
