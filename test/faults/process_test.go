@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -131,7 +130,11 @@ func setFailurePolicy(t *testing.T, to admissionregistrationv1.FailurePolicyType
 // collisions are the tasks' runs that solepod audit reports.
 func collisions(t *testing.T) []string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(plane.Dir, "solepod"), "audit", "-o", "json", "--kubeconfig="+plane.Kubeconfig)
+	binary, err := guard.Binary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), binary, "audit", "-o", "json", "--kubeconfig="+plane.Kubeconfig)
 	out, err := cmd.Output()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() != 1 || err != nil && exit == nil {
