@@ -37,8 +37,12 @@ run: ## Leave control plane and guard running, and print the KUBECONFIG
 	@$(GO) build -o bin/demo ./test/demo && exec bin/demo -keep
 
 .PHONY: test
-test: controlplane ## Run all tests, unit and integration
-	$(GO) test -timeout 30m ./...
+test: controlplane ## Run all tests, unit and integration, but those of make test-slow
+	@mkdir -p bin
+	@{ $(GO) test -short -timeout 30m ./...; echo $$? >bin/test.status; } 2>&1 | tee bin/test.log
+	@echo; echo 'The slowest packages, in seconds:'
+	@awk -F '\t' '/^(ok|FAIL)/ && $$3 ~ /^[0-9.]+s$$/ {printf "%8.1f  %s\n", $$3, $$2}' bin/test.log | sort -rn | head -n 10
+	@exit $$(cat bin/test.status)
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no control plane

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/util/cert"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/check"
 	"github.com/solepod/solepod/test/fixture"
 )
 
@@ -170,15 +171,36 @@ func serialAt(ctx context.Context, address string) (string, error) {
 	return state.PeerCertificates[0].SerialNumber.String(), conn.Close()
 }
 
-// A certificate of one's own, in the Secret, and its CA in the values.
+// A certificate of one's own, in the Secret, and its CA in the values. Nobody
+// mends it if it is replaced.
 func TestProvided(t *testing.T) {
 	c := newCluster(t)
 	dir := t.TempDir()
+	secret := func(name string) {
+		c.mustSh("cd " + dir + " && kubectl create secret tls solepod-tls --namespace solepod-system --dry-run=client -o yaml " + pair(t, dir, name) + " | kubectl apply -f -")
+	}
+	const host = "solepod.solepod-system.svc"
 	c.mustSh("kubectl create namespace solepod-system")
-	c.mustSh("cd " + dir + " && kubectl create secret tls solepod-tls --namespace solepod-system " + pair(t, dir, "solepod.solepod-system.svc"))
+	secret(host)
 	c.install("--set certificates.mode=Provided --set-file certificates.caBundle=" + filepath.Join(dir, "ca.crt"))
 	c.green()
 	c.guarded("provided")
+	for fault, name := range map[string]string{"by another CA": host, "for another name": "solepod.elsewhere.svc"} {
+		secret(name)
+		results, err := c.results("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := results["ca-bundle"]; got.Status != check.Failed {
+			t.Errorf("a certificate %s: %+v", fault, got)
+		}
+	}
+	if results, err := c.results("--namespace elsewhere"); err != nil || results["deployment"].Status != check.Failed {
+		t.Errorf("in a namespace without solepod: %+v %v", results["deployment"], err)
+	}
+	if out, err := c.sh(t.Context(), "KUBECONFIG=/nowhere solepod check"); err == nil || !strings.Contains(out, "--kubeconfig") {
+		t.Errorf("without a cluster: %v %s", err, out)
+	}
 }
 
 // pair writes a certificate for a name, and the flags of kubectl for it.

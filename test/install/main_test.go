@@ -150,11 +150,14 @@ func (c *cluster) called() {
 	})
 }
 
-// remove removes whatever is there, and waits until it is gone.
+// remove removes whatever is there, and waits until it is gone. The pods go
+// first: the controller of namespaces looks again only after half their grace.
 func (c *cluster) remove(ctx context.Context) {
 	c.t.Helper()
 	if _, err := c.sh(ctx, `kubectl delete --ignore-not-found validatingwebhookconfiguration,mutatingwebhookconfiguration solepod
 kubectl delete --ignore-not-found --wait=false clusterrole,clusterrolebinding,flowschema,prioritylevelconfiguration solepod
+kubectl delete --namespace `+namespace+` --wait=false --cascade=orphan deployments,replicasets --all
+kubectl delete --namespace `+namespace+` --force pods --all
 kubectl delete --ignore-not-found --timeout=2m namespace `+namespace+`
 kubectl delete pods --all --force --namespace airflow-alpha
 kubectl label namespace airflow-alpha airflow-production airflow-environment-`); err != nil {

@@ -176,6 +176,17 @@ func (k *Kubelet) sync(ctx context.Context) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	there := map[types.UID]bool{}
+	for i := range list.Items {
+		there[list.Items[i].UID] = true
+	}
+	for uid, p := range k.pods {
+		if !there[uid] && !p.leaving { // deleted without grace
+			k.errs = append(k.errs, p.process.Kill())
+			delete(k.pods, uid)
+			delete(k.bound, uid)
+		}
+	}
 	for i := range list.Items {
 		if err := k.syncPod(ctx, &list.Items[i]); err != nil && !expected(err) && ctx.Err() == nil {
 			k.errs = append(k.errs, fmt.Errorf("pod %s: %w", list.Items[i].Name, err))
