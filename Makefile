@@ -44,9 +44,14 @@ test: controlplane ## Run all tests, unit and integration, but those of make tes
 	@awk -F '\t' '/^(ok|FAIL)/ && $$3 ~ /^[0-9.]+s$$/ {printf "%8.1f  %s\n", $$3, $$2}' bin/test.log | sort -rn | head -n 10
 	@exit $$(cat bin/test.status)
 
+# They skip themselves, or do less, with -short.
+.PHONY: test-slow
+test-slow: controlplane ## Run the tests that make test leaves out: the soak, rotations, ratios of memory and goroutines
+	$(GO) test -v -count=1 -timeout 60m -run '^(TestMemory|TestNothingIsLeftRunning|TestRotation|TestSoak)$$' ./pkg/webhook ./test/integration ./test/install
+
 .PHONY: test-unit
 test-unit: ## Run the tests that need no control plane
-	$(GO) test ./cmd/... ./pkg/...
+	$(GO) test -short ./cmd/... ./pkg/...
 
 # A worker that is in the middle of something when its time is over makes go test
 # fail with "context deadline exceeded", up to go1.26 (https://go.dev/issue/75804).

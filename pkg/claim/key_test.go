@@ -12,7 +12,7 @@ import (
 // The explorer skips a state whose key it has seen. So two states that differ in
 // anything that a process will act on must have different keys.
 func TestKey(t *testing.T) {
-	pod := func(line string, uid types.UID) *corev1.Pod { return newPod(line, uid) }
+	pod := newPod
 	claim := func(change func(*coordinationv1.Lease)) *coordinationv1.Lease {
 		l := lease("x", held("x", "1", 0))
 		change(l)

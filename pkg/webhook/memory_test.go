@@ -21,6 +21,9 @@ const mostMemory = 20
 // A pod of 3 MiB, which is as large as an API server takes them, takes memory in
 // proportion to its size, whatever it is made of.
 func TestMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test-slow runs it")
+	}
 	const large = 3 << 20
 	// list is as many of its items as make a large object, with a number in each
 	// that has a place for one.

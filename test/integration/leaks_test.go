@@ -31,6 +31,9 @@ func goroutines(t *testing.T, g *guard.Guard) int {
 // What a review starts has ended with it, be it admitted, denied, refused or
 // broken off in the middle.
 func TestNothingIsLeftRunning(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make test-slow runs it")
+	}
 	w := newWorld(t, "leaks")
 	g := shared.Own(t, plane, guard.Options{})
 	alpha, production := w.airflow("alpha"), w.airflow("production")
