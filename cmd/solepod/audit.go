@@ -21,6 +21,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/audit"
+	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/installation"
 	"github.com/solepod/solepod/pkg/page"
 )
 
@@ -60,11 +62,12 @@ func (o *scanOptions) scan(ctx context.Context, stderr io.Writer) (*scan, error)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the API server: %w", err)
 	}
-	cfg, installed, err := audit.Installed(ctx, c, o.namespace)
+	cfg, installed, err := installation.Configuration(ctx, c, o.namespace)
 	if err != nil {
 		return nil, err
 	}
 	if !installed {
+		cfg = config.Default()
 		fmt.Fprintf(stderr, "solepod is not installed in namespace %s (--system-namespace); its default configuration is assumed\n", o.namespace)
 	}
 	bar, finish := progress(stderr, -1, "Reading task pods")

@@ -354,28 +354,6 @@ func TestCollectMany(t *testing.T) {
 	runtime.KeepAlive(cluster)
 }
 
-func TestInstalled(t *testing.T) {
-	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "solepod-system", Name: "solepod"}}
-	for content, want := range map[string]string{
-		"":                                  "airflow-environment true",
-		"environmentLabel: example.org/env": "example.org/env true",
-		"enviromentLabel: x":                "",
-	} {
-		m.Data = map[string]string{"config.yaml": "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n" + content}
-		cfg, installed, err := Installed(t.Context(), fake.NewClientBuilder().WithObjects(m).Build(), "solepod-system")
-		if want == "" {
-			if err == nil || !strings.Contains(err.Error(), "ConfigMap solepod-system/solepod") {
-				t.Errorf("%q: %v", content, err)
-			}
-		} else if got := fmt.Sprint(cfg.EnvironmentLabel, " ", installed); err != nil || got != want {
-			t.Errorf("%q: %s %v", content, got, err)
-		}
-	}
-	if cfg, installed, err := Installed(t.Context(), fake.NewClientBuilder().Build(), "solepod-system"); err != nil || installed || cfg.EnvironmentLabel == "" {
-		t.Error(cfg, installed, err)
-	}
-}
-
 // Each pod is marked before it is deleted, and only as it was scanned.
 func TestReclaim(t *testing.T) {
 	var calls []string

@@ -7,15 +7,14 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/tools/pager"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/retire"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -32,27 +31,12 @@ type Source struct {
 	Progress func()
 }
 
-// Installed is the configuration of the installation in a namespace, or the
-// default if there is none.
-func Installed(ctx context.Context, c client.Reader, namespace string) (_ config.Configuration, installed bool, err error) {
-	var m corev1.ConfigMap
-	err = c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: "solepod"}, &m)
-	if apierrors.IsNotFound(err) {
-		return config.Default(), false, nil
-	}
-	if err != nil {
-		return config.Configuration{}, false, fmt.Errorf("reading the configuration of solepod: %w", err)
-	}
-	cfg, err := config.FromConfigMap(&m)
-	return cfg, true, err
-}
-
 // Collect reads what Scan needs, page by page. It keeps about half a KiB of
 // each task pod.
 func (s Source) Collect(ctx context.Context) (Cluster, error) {
 	var c Cluster
 	keep := interner{}
-	err := s.each(ctx, &corev1.PodList{}, func(object runtime.Object) error {
+	err := metadata.Each(ctx, s.Client, &corev1.PodList{}, func(object runtime.Object) error {
 		c.Pods = append(c.Pods, keep.pod(object.(*corev1.Pod), s.Configuration.EnvironmentLabel))
 		if s.Progress != nil {
 			s.Progress()
@@ -64,7 +48,7 @@ func (s Source) Collect(ctx context.Context) (Cluster, error) {
 	}
 	// After the pods: whose pod was there is in no new claim only if it is gone.
 	c.Claims = []Claim{}
-	err = s.each(ctx, &coordinationv1.LeaseList{}, func(object runtime.Object) error {
+	err = metadata.Each(ctx, s.Client, &coordinationv1.LeaseList{}, func(object runtime.Object) error {
 		lease := object.(*coordinationv1.Lease)
 		id, holders, ok := claim.Inspect(lease)
 		c.Claims = append(c.Claims, Claim{Name: lease.Name, Identity: id, Holders: holders, Unreadable: !ok})
@@ -86,10 +70,8 @@ func (s Source) environments(ctx context.Context) (map[string]bool, error) {
 	for _, e := range s.Configuration.Environments {
 		known[e.Name] = true
 	}
-	for _, kind := range []string{"NamespaceList", "ServiceAccountList"} {
-		list := &metav1.PartialObjectMetadataList{}
-		list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
-		err := s.each(ctx, list, func(object runtime.Object) error {
+	for _, kind := range []string{"Namespace", "ServiceAccount"} {
+		err := metadata.Each(ctx, s.Client, metadata.List(kind), func(object runtime.Object) error {
 			known[object.(*metav1.PartialObjectMetadata).Labels[label]] = true
 			return nil
 		}, client.HasLabels{label})
@@ -98,19 +80,6 @@ func (s Source) environments(ctx context.Context) (map[string]bool, error) {
 		}
 	}
 	return known, nil
-}
-
-// each lists page by page, of which it holds one.
-func (s Source) each(ctx context.Context, list client.ObjectList, do func(runtime.Object) error, options ...client.ListOption) error {
-	pages := pager.New(func(ctx context.Context, page metav1.ListOptions) (runtime.Object, error) {
-		list := list.DeepCopyObject().(client.ObjectList)
-		err := s.Client.List(ctx, list, append(options, &client.ListOptions{Raw: &page, Limit: page.Limit, Continue: page.Continue})...)
-		return list, err
-	})
-	pages.PageBufferSize = 0
-	// What has expired while it was read is not read as a whole.
-	pages.FullListIfExpired = false
-	return pages.EachListItem(ctx, metav1.ListOptions{}, do)
 }
 
 // interner keeps one copy of equal strings: most labels of the pods of a DAG
@@ -131,10 +100,7 @@ func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
 	_, p.Retired = object.Annotations[retire.Annotation]
 	p.Namespace = i.one(p.Namespace)
 	kept := labels.Set{}
-	for _, key := range []string{
-		taskpod.LabelOperator, taskpod.LabelDAG, taskpod.LabelTask, taskpod.LabelRun, taskpod.LabelExecutionDate, taskpod.LabelMapIndex,
-		taskpod.LabelWorker, taskpod.LabelChecked, taskpod.LabelTry, environmentLabel,
-	} {
+	for _, key := range append(taskpod.AirflowLabels(), environmentLabel) {
 		if value, ok := p.Labels[key]; ok {
 			kept[key] = i.one(value)
 		}

@@ -7,6 +7,7 @@ package check
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,7 +79,7 @@ type check struct {
 const docs = "https://github.com/solepod/solepod/blob/main/docs/check.md#"
 
 // checks are in the order in which one fault explains the next.
-func checks() []check {
+func checks(scan func() (scan, error)) []check {
 	const (
 		cluster      = "Cluster"
 		deployment   = "Deployment"
@@ -116,7 +117,7 @@ func checks() []check {
 		{environments, "labels", "environments are named by labels, without typing errors",
 			"Label the namespace, or the ServiceAccount, of each Airflow: kubectl label namespace NAMESPACE airflow-environment=NAME. Remove what is misspelt.", configured((*Installation).labels)},
 		{environments, "undeclared", "the task pods of environments declare them",
-			"Let each Airflow declare its environment by a cluster policy (docs/environments.md): only then can its tasks run beside another's.", configured((*Installation).undeclared)},
+			"Let each Airflow declare its environment by a cluster policy (docs/environments.md): only then can its tasks run beside another's.", configured(scanned(scan, undeclared))},
 		{operation, "stamp", "a task pod gets its environment (a dry run)",
 			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", configured((*Installation).stamp)},
 		{operation, "guard", "a task pod of a wrong environment is denied (a dry run)",
@@ -124,14 +125,23 @@ func checks() []check {
 		{operation, "leader", "a replica leads",
 			"Only the leader cleans up claims and renews certificates. See the logs of solepod for \"leader\".", (*Installation).leader},
 		{operation, "claims", "claims go away with their pods",
-			"The leader drops claims without pods; see its log for \"claim\". Claims do no harm: they count for 60 s after their last pod.", (*Installation).claims},
+			"The leader drops claims without pods; see its log for \"claim\". Claims do no harm: they count for 60 s after their last pod.", configured(scanned(scan, claims))},
 	}
 }
 
 // Run does all checks, one after the other.
 func (i *Installation) Run(ctx context.Context) []Result {
+	// Two checks share one scan, which lists all task pods. They run only with a
+	// valid configuration.
+	scan := sync.OnceValues(func() (s scan, err error) {
+		settings, _, err := i.settings(ctx)
+		if err != nil {
+			return s, err
+		}
+		return i.scan(ctx, settings)
+	})
 	var results []Result
-	for _, c := range checks() {
+	for _, c := range checks(scan) {
 		found, err := c.run(i, ctx)
 		if err != nil {
 			found = failed("it can not be checked: %v", err)

@@ -68,8 +68,8 @@ func green(t *testing.T, c *cluster) outcome {
 			t.Errorf("%s is %s without a fault: %s", name, r.Status, r.Detail)
 		}
 	}
-	if len(got) != len(checks()) {
-		t.Errorf("%d checks were done, want %d", len(got), len(checks()))
+	if len(got) != len(checks(nil)) {
+		t.Errorf("%d checks were done, want %d", len(got), len(checks(nil)))
 	}
 	return got
 }
@@ -185,8 +185,16 @@ func stamped(environment string) *corev1.Pod {
 
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "undeclared", "stamp", "guard"} {
+	for _, name := range []string{"rbac", "webhooks", "labels", "undeclared", "stamp", "guard", "claims"} {
 		others[name] = text
+	}
+	return others
+}
+
+// forbiddenScan is what fails if the cluster cannot be scanned.
+func forbiddenScan(others map[string]string) map[string]string {
+	for _, name := range []string{"undeclared", "claims"} {
+		others[name] = "failed: forbidden"
 	}
 	return others
 }
@@ -709,23 +717,23 @@ func faults() map[string]faultCase {
 			inject: []fault{add(&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
 				Namespace: "solepod-system", Name: "garbage", Labels: map[string]string{"solepod.io/claim": "v1"}, Annotations: map[string]string{"solepod.io/holders": "{"},
 			}})},
-			want: map[string]string{"claims": "warning: 1 of 3 can not be read, garbage for one"},
+			want: map[string]string{"claims": "warning: 1 of 3 cannot be read, for example garbage"},
 		},
 		"a claim whose pod is gone for long": {
-			inject: []fault{add(claimOf("left", "solepod-system", "gone", now.Add(-301*time.Second)))},
-			want:   map[string]string{"claims": "warning: 1 of 3 have no pod, left for one"},
+			inject: []fault{add(claimOf("left", "solepod-system", "gone", now.Add(-121*time.Second)))},
+			want:   map[string]string{"claims": "warning: 1 of 3 have no pod, for example left"},
 		},
 		"a claim whose pod has just gone": {
-			inject: []fault{add(claimOf("left", "solepod-system", "gone", now.Add(-299*time.Second)))},
+			inject: []fault{add(claimOf("left", "solepod-system", "gone", now.Add(-119*time.Second)))},
 			want:   map[string]string{"claims": "ok: 3"},
 		},
 
 		// What may not be read fails, and says so.
 		"nodes may not be listed":            {inject: []fault{forbid("list Node")}, want: map[string]string{"spread": "failed: forbidden"}},
-		"ServiceAccounts may not be listed":  {inject: []fault{forbid("list ServiceAccount")}, want: map[string]string{"labels": "failed: forbidden"}},
+		"ServiceAccounts may not be listed":  {inject: []fault{forbid("list ServiceAccount")}, want: forbiddenScan(map[string]string{"labels": "failed: forbidden"})},
 		"EndpointSlices may not be listed":   {inject: []fault{forbid("list EndpointSlice")}, want: map[string]string{"endpoints": "failed: forbidden"}},
 		"the Lease may not be read":          {inject: []fault{forbid("get Lease")}, want: map[string]string{"leader": "failed: forbidden"}},
-		"Leases may not be listed":           {inject: []fault{forbid("list Lease")}, want: map[string]string{"claims": "failed: forbidden"}},
+		"Leases may not be listed":           {inject: []fault{forbid("list Lease")}, want: forbiddenScan(map[string]string{})},
 		"permissions may not be asked about": {inject: []fault{forbid("create SubjectAccessReview")}, want: map[string]string{"rbac": "failed: forbidden"}},
 		"Certificates may not be read": {
 			manifest: certManager, inject: []fault{forbid("get Certificate")}, want: map[string]string{"cert-manager": "failed: forbidden"},
@@ -738,11 +746,11 @@ func faults() map[string]faultCase {
 		},
 		"pods may not be listed": {
 			inject: []fault{forbid("list Pod")},
-			want:   map[string]string{"spread": "failed: forbidden", "undeclared": "failed: forbidden", "claims": "failed: forbidden"},
+			want:   forbiddenScan(map[string]string{"spread": "failed: forbidden"}),
 		},
 		"namespaces may not be listed": {
 			inject: []fault{forbid("list Namespace")},
-			want:   map[string]string{"labels": "failed: forbidden", "stamp": "failed: forbidden", "guard": "failed: forbidden"},
+			want:   forbiddenScan(map[string]string{"labels": "failed: forbidden", "stamp": "failed: forbidden", "guard": "failed: forbidden"}),
 		},
 		"the ConfigMap may not be read": {
 			inject: []fault{forbid("get ConfigMap")},
@@ -820,7 +828,7 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	for _, c := range checks() {
+	for _, c := range checks(nil) {
 		if !red[c.name] {
 			t.Errorf("no fault makes %s red", c.name)
 		}

@@ -16,10 +16,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/installation"
 )
 
-// name is that of all that belongs to an installation.
-const name = "solepod"
+const name = installation.Name
 
 // oldest is the oldest version of Kubernetes that the tests run on.
 const oldest = "1.34"
@@ -108,22 +108,22 @@ func (i *Installation) spread(ctx context.Context) (finding, error) {
 }
 
 // settings reads the configuration of the installation. It returns a finding
-// instead if there is none, or a wrong one, and an error if the API server does
-// not let it read.
+// instead if the configuration is missing or invalid, and an error if the API
+// server does not return it.
 func (i *Installation) settings(ctx context.Context) (config.Configuration, *finding, error) {
-	var m corev1.ConfigMap
-	if err := i.Client.Get(ctx, i.key(), &m); apierrors.IsNotFound(err) {
-		f := failed("there is no ConfigMap %s", i.key())
-		return config.Configuration{}, &f, nil
-	} else if err != nil {
-		return config.Configuration{}, nil, err
+	c, exists, err := installation.Configuration(ctx, i.Client, i.Namespace)
+	var f finding
+	switch {
+	case err != nil && !exists:
+		return c, nil, err
+	case err != nil:
+		f = failed("%v", err)
+	case !exists:
+		f = failed("there is no ConfigMap %s", i.key())
+	default:
+		return c, nil, nil
 	}
-	c, err := config.FromConfigMap(&m)
-	if err != nil {
-		f := failed("%v", err)
-		return config.Configuration{}, &f, nil
-	}
-	return c, nil, nil
+	return c, &f, nil
 }
 
 func (i *Installation) configuration(ctx context.Context) (finding, error) {
@@ -181,6 +181,17 @@ func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
 		}
 	}
 	return "", false
+}
+
+// scanned is a check of the scan.
+func scanned(scan func() (scan, error), look func(scan) finding) func(*Installation, context.Context, config.Configuration) (finding, error) {
+	return func(*Installation, context.Context, config.Configuration) (finding, error) {
+		s, err := scan()
+		if err != nil {
+			return finding{}, err
+		}
+		return look(s), nil
+	}
 }
 
 // rbac asks what solepod's ServiceAccount may do; for anybody but itself, that

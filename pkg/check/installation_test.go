@@ -386,7 +386,7 @@ func (c *cluster) admit(pod *corev1.Pod) error {
 	}
 	settings := config.Default() // what replicas run with that were started before the ConfigMap broke
 	for _, m := range of[*corev1.ConfigMap](c) {
-		if parsed, err := config.FromConfigMap(m); err == nil {
+		if parsed, err := config.Parse([]byte(m.Data["config.yaml"])); err == nil {
 			settings = parsed
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/agnivade/levenshtein"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,35 +17,26 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/pager"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/claim"
+	"github.com/dustin/go-humanize/english"
+
+	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/installation"
+	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
-
-// each calls do with the metadata of all objects of a core kind, page by page.
-func (i *Installation) each(ctx context.Context, kind string, selector labels.Selector, do func(*metav1.PartialObjectMetadata)) error {
-	pages := pager.New(func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-		var list metav1.PartialObjectMetadataList
-		list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind + "List"))
-		return &list, i.Client.List(ctx, &list, &client.ListOptions{LabelSelector: selector, Limit: o.Limit, Continue: o.Continue})
-	})
-	return pages.EachListItem(ctx, metav1.ListOptions{}, func(object runtime.Object) error {
-		do(object.(*metav1.PartialObjectMetadata))
-		return nil
-	})
-}
 
 func (i *Installation) labels(ctx context.Context, settings config.Configuration) (finding, error) {
 	key := settings.EnvironmentLabel
 	named := map[string]bool{}
 	var problems []string
 	for _, kind := range []string{"Namespace", "ServiceAccount"} {
-		err := i.each(ctx, kind, labels.Everything(), func(object *metav1.PartialObjectMetadata) {
+		err := metadata.Each(ctx, i.Client, metadata.List(kind), func(each runtime.Object) error {
+			object := each.(*metav1.PartialObjectMetadata)
 			where := kind + " " + strings.TrimPrefix(object.Namespace+"/"+object.Name, "/")
 			for label, value := range object.Labels {
 				switch {
@@ -58,6 +48,7 @@ func (i *Installation) labels(ctx context.Context, settings config.Configuration
 					problems = append(problems, fmt.Sprintf("%s has the label %s: is %s meant?", where, label, key))
 				}
 			}
+			return nil
 		})
 		if err != nil {
 			return finding{}, err
@@ -89,7 +80,29 @@ func (i *Installation) labels(ctx context.Context, settings config.Configuration
 // resembles tells whether somebody may have meant the key by this label.
 func resembles(label, key string) bool {
 	const typos = 2
-	return letters(label) == letters(key) || levenshtein.ComputeDistance(label, key) <= typos
+	return letters(label) == letters(key) || edits(label, key) <= typos
+}
+
+// edits is the Levenshtein distance: how many letters to insert, delete or
+// replace to turn a into b.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, diagonal+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 func letters(s string) string {
@@ -101,45 +114,47 @@ func letters(s string) string {
 	}, s)
 }
 
-func taskPods() labels.Selector {
-	return labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True})
+// scan is the cluster as package audit sees it.
+type scan struct {
+	cluster audit.Cluster
+	report  audit.Report
+	label   string // of environments
 }
 
-func (i *Installation) undeclared(ctx context.Context, settings config.Configuration) (finding, error) {
-	key := settings.EnvironmentLabel
-	declared, stamped := map[string]bool{}, map[string]bool{}
-	none := map[string]int{} // by namespace
-	err := i.each(ctx, "Pod", taskPods(), func(object *metav1.PartialObjectMetadata) {
-		pod := taskpod.FromMeta(object, "")
-		switch environment := pod.Environment(key); {
-		case !pod.Guarded():
-		case environment == "":
-			none[pod.Namespace]++
-		case pod.Declares(key):
-			declared[environment] = true
-		default:
-			stamped[environment] = true
-		}
-	})
+func (i *Installation) scan(ctx context.Context, settings config.Configuration) (scan, error) {
+	cluster, err := audit.Source{Client: i.Client, Namespace: i.Namespace, Configuration: settings}.Collect(ctx)
 	if err != nil {
-		return finding{}, err
+		return scan{}, err
 	}
-	var problems []string
-	for _, environment := range slices.Sorted(maps.Keys(stamped)) {
-		if !declared[environment] {
-			problems = append(problems, fmt.Sprintf("no pod of environment %s declares it", environment))
+	report := audit.Scan(cluster, audit.Options{Settings: settings.Policy(), OlderThan: audit.LeftoverAge, Now: i.Now()})
+	return scan{cluster, report, settings.EnvironmentLabel}, nil
+}
+
+func undeclared(s scan) finding {
+	none := map[string]int{} // pods, by namespace
+	for _, pod := range s.cluster.Pods {
+		if pod.Guarded() && pod.Environment(s.label) == "" {
+			none[pod.Namespace]++
+		}
+	}
+	var declared, problems []string
+	for _, e := range s.report.Environments {
+		if e.Undeclared() {
+			problems = append(problems, fmt.Sprintf("no pod of environment %s declares it", e.Name))
+		} else if e.Name != "" {
+			declared = append(declared, e.Name)
 		}
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(none)) {
-		problems = append(problems, fmt.Sprintf("%d task pods in namespace %s are of no environment", none[namespace], namespace))
+		problems = append(problems, fmt.Sprintf("%s in namespace %s without an environment", english.Plural(none[namespace], "task pod", ""), namespace))
 	}
 	switch {
 	case len(problems) > 0:
-		return warning("%s", strings.Join(problems, "; ")), nil
+		return warning("%s", strings.Join(problems, "; "))
 	case len(declared) == 0:
-		return skipped("there are no task pods"), nil
+		return skipped("there are no task pods")
 	}
-	return ok("%s", strings.Join(slices.Sorted(maps.Keys(declared)), ", ")), nil
+	return ok("%s", strings.Join(declared, ", "))
 }
 
 // probe creates a task pod, in a dry run, in a namespace whose environment is
@@ -154,7 +169,7 @@ func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev
 		return nil, "", err
 	}
 	list.Items = slices.DeleteFunc(list.Items, func(n corev1.Namespace) bool {
-		selector, err := metav1.LabelSelectorAsSelector(hooks["guard.solepod.io"].namespaces)
+		selector, err := metav1.LabelSelectorAsSelector(hooks[installation.GuardHook].namespaces)
 		return err != nil || !selector.Matches(labels.Set(n.Labels)) || n.DeletionTimestamp != nil || n.Labels[key] == ""
 	})
 	if len(list.Items) == 0 {
@@ -251,34 +266,13 @@ func (i *Installation) leader(ctx context.Context) (finding, error) {
 	return ok("%s", leader), nil
 }
 
-// lingering is how long a claim may stay when its pods are gone; a leader needs
-// little more than [claim.InFlight].
-const lingering = 5 * claim.InFlight
-
-func (i *Installation) claims(ctx context.Context) (finding, error) {
-	var leases coordinationv1.LeaseList
-	if err := i.Client.List(ctx, &leases, client.InNamespace(i.Namespace), client.HasLabels{claim.Label}); err != nil {
-		return finding{}, err
-	}
-	pods := map[types.UID]bool{}
-	if err := i.each(ctx, "Pod", taskPods(), func(object *metav1.PartialObjectMetadata) { pods[object.UID] = true }); err != nil {
-		return finding{}, err
-	}
-	old := func(h claim.Holder) bool { return i.Now().Sub(h.ClaimedAt.Time) > lingering }
-	var orphans, broken []string
-	for j := range leases.Items {
-		_, holders, readable := claim.Inspect(&leases.Items[j])
-		if !readable {
-			broken = append(broken, leases.Items[j].Name)
-		} else if !slices.ContainsFunc(holders, func(h claim.Holder) bool { return pods[h.UID] || !old(h) }) {
-			orphans = append(orphans, leases.Items[j].Name)
-		}
-	}
+func claims(s scan) finding {
+	all, broken, orphans := len(s.cluster.Claims), s.report.UnreadableClaims, s.report.ClaimsWithoutPods
 	switch {
 	case len(broken) > 0:
-		return warning("%d of %d can not be read, %s for one", len(broken), len(leases.Items), broken[0]), nil
+		return warning("%d of %d cannot be read, for example %s", len(broken), all, broken[0])
 	case len(orphans) > 0:
-		return warning("%d of %d have no pod, %s for one", len(orphans), len(leases.Items), orphans[0]), nil
+		return warning("%d of %d have no pod, for example %s", len(orphans), all, orphans[0])
 	}
-	return ok("%d", len(leases.Items)), nil
+	return ok("%d", all)
 }

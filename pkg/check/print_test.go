@@ -71,7 +71,7 @@ func TestDocs(t *testing.T) {
 	for _, heading := range regexp.MustCompile(`(?m)^### (.*)$`).FindAllStringSubmatch(string(content), -1) {
 		got = append(got, heading[1])
 	}
-	for _, c := range checks() {
+	for _, c := range checks(nil) {
 		want = append(want, c.name)
 		if c.cure == "" || !strings.HasSuffix(c.cure, ".") {
 			t.Errorf("the cure of %s is %q", c.name, c.cure)

@@ -28,6 +28,7 @@ import (
 
 	"github.com/solepod/solepod/manifests"
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/installation"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -180,7 +181,7 @@ func (i *Installation) failurePolicy(ctx context.Context) (finding, error) {
 		return finding{}, err
 	}
 	var open []string
-	for _, name := range []string{"guard.solepod.io", "stamp.solepod.io"} {
+	for _, name := range []string{installation.GuardHook, installation.StampHook} {
 		h, there := got[name]
 		if !there {
 			return skipped("there is no webhook %s", name), nil

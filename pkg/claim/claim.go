@@ -43,13 +43,10 @@ package claim
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/base32"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -157,19 +154,8 @@ func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Po
 	}
 }
 
-// Name is the name of the claim of an identity.
-func Name(id taskpod.Identity) string {
-	// Quotes keep apart what a separator could not, whatever the values contain.
-	text := append(make([]byte, 0, 256), '[')
-	for i, value := range [...]string{id.Namespace, id.DAG, id.Task, id.RunLabel, id.Run, strconv.FormatBool(id.Mapped), id.MapIndex} {
-		if i > 0 {
-			text = append(text, ' ')
-		}
-		text = strconv.AppendQuote(text, value)
-	}
-	sum := sha256.Sum256(append(text, ']'))
-	return prefix + strings.ToLower(base32.HexEncoding.EncodeToString(sum[:20]))
-}
+// Name returns the name of the claim of an identity.
+func Name(id taskpod.Identity) string { return prefix + id.Hash() }
 
 // write puts the holders into a Lease, and what makes it readable: labels to
 // select by, and a line for kubectl get. The identity is zero if unknown.

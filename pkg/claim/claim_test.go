@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -54,7 +55,7 @@ func (k known) ByIndex(index, key string) ([]any, error) {
 	if err := k.List(context.Background(), &list); err != nil {
 		return nil, err
 	}
-	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, Indexers())
+	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, podindex.Indexers())
 	for i := range list.Items {
 		if err := informed.Add(&list.Items[i]); err != nil {
 			return nil, err

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
@@ -211,7 +212,7 @@ func (c cached) ByIndex(_, key string) ([]any, error) {
 	return c.call(func(now *state) answer {
 		var pods []any
 		for _, name := range slices.Sorted(maps.Keys(now.cache.pods)) {
-			if slices.Contains(keys(now.cache.pods[name]), key) {
+			if slices.Contains(podindex.Keys(now.cache.pods[name]), key) {
 				pods = append(pods, now.cache.pods[name])
 			}
 		}
@@ -377,7 +378,7 @@ func realClaims(api API, r *run) *Claims {
 // caches are what the Reconciler reads.
 type caches interface {
 	Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error
-	Pods
+	podindex.Index
 }
 
 func realReconciler(c caches, api API, r *run) *Reconciler {
@@ -878,7 +879,7 @@ func (c *podsFirst) Get(ctx context.Context, key client.ObjectKey, out client.Ob
 		}
 		return notFound(key.Name)
 	}
-	c.pods = must(c.cached.ByIndex(index, key.Name))
+	c.pods = must(c.cached.ByIndex("", strings.TrimPrefix(key.Name, prefix)))
 	return c.cached.Get(ctx, key, out, opts...)
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -26,67 +25,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
-
-// Pods finds pods by an index of Indexers. A toolscache.Indexer does.
-type Pods interface {
-	ByIndex(index, key string) ([]any, error)
-}
-
-const index = "solepod.claim"
-
-// IndexPods has an informer on pods find them by the name of their claim, and
-// mapped ones by Family as well. (The index of a client.FieldIndexer has each pod
-// twice, so that namespaces can be told apart, as these keys do already; it takes
-// as much memory as the pods.)
-func IndexPods(informer cache.Informer) (Pods, error) {
-	shared, ok := informer.(toolscache.SharedIndexInformer)
-	if !ok {
-		return nil, fmt.Errorf("want a SharedIndexInformer, not %T", informer)
-	}
-	return shared.GetIndexer(), shared.AddIndexers(Indexers())
-}
-
-// Indexers are what Pods are found by.
-func Indexers() toolscache.Indexers {
-	return toolscache.Indexers{index: func(object any) ([]string, error) {
-		pod, ok := object.(metav1.Object)
-		if !ok {
-			return nil, fmt.Errorf("want a pod's metadata, not %T", object)
-		}
-		return keys(pod), nil
-	}}
-}
-
-func keys(pod metav1.Object) []string {
-	id, ok := taskpod.FromMeta(pod, "").Identity()
-	switch {
-	case !ok:
-		return nil
-	case id.Mapped:
-		return []string{Name(id), Family(id)}
-	}
-	return []string{Name(id)}
-}
-
-// Family is the key in the index of all mapped pods of an identity's task.
-func Family(id taskpod.Identity) string { return "mapped-" + Name(id.AnyIndex()) }
-
-// ListPods returns the pods that are known under a key. Their phase is not known,
-// and their labels are those of the cache: not to be changed.
-func ListPods(from Pods, key string) ([]taskpod.Pod, error) {
-	objects, err := from.ByIndex(index, key)
-	if err != nil {
-		return nil, fmt.Errorf("looking up the pods of %s: %w", key, err)
-	}
-	pods := make([]taskpod.Pod, len(objects))
-	for i := range objects {
-		pods[i] = taskpod.FromMeta(objects[i].(metav1.Object), "")
-	}
-	return pods, nil
-}
 
 // Gone remembers pods whose watch has told of their end, for as long as a claim
 // could take them for in flight. Every replica has one, so that a task whose pod
@@ -144,7 +87,7 @@ type Reconciler struct {
 		Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error
 	}
 	// Pods are those that are known, all over the cluster.
-	Pods      Pods
+	Pods      podindex.Index
 	API       API
 	Namespace string
 	Settings  policy.Settings
@@ -177,10 +120,8 @@ func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *Gone) error {
 	if err != nil {
 		return err
 	}
-	pod := &metav1.PartialObjectMetadata{}
-	pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
 	return errors.Join(
-		c.Watch(source.TypedKind(mgr.GetCache(), pod, podEvents(gone))),
+		c.Watch(source.TypedKind(mgr.GetCache(), metadata.Object("Pod"), podEvents(gone))),
 		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, leaseEvents())),
 	)
 }
@@ -267,7 +208,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	}
 	none := err != nil
 	// Before the pods, see above.
-	pods, err := ListPods(r.Pods, name)
+	pods, err := podindex.List(r.Pods, strings.TrimPrefix(name, prefix))
 	if err != nil {
 		return 0, err
 	}

@@ -10,10 +10,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -206,16 +206,6 @@ func Load(path string) (Configuration, error) {
 	return c, nil
 }
 
-// FromConfigMap is the configuration of an installation by the chart.
-func FromConfigMap(m *corev1.ConfigMap) (Configuration, error) {
-	const file = "config.yaml"
-	c, err := Parse([]byte(m.Data[file]))
-	if err != nil {
-		return c, fmt.Errorf("%s of ConfigMap %s/%s: %w", file, m.Namespace, m.Name, err)
-	}
-	return c, nil
-}
-
 // String is the configuration in one line, as the log of a start shows it.
 func (c Configuration) String() string {
 	line, err := json.Marshal(c)
@@ -277,9 +267,7 @@ func (c *Configuration) validateType() field.ErrorList {
 func (c *Configuration) validate() field.ErrorList {
 	label := field.NewPath("environmentLabel")
 	errs := metav1validation.ValidateLabelName(c.EnvironmentLabel, label)
-	switch c.EnvironmentLabel {
-	case taskpod.LabelOperator, taskpod.LabelDAG, taskpod.LabelTask, taskpod.LabelRun, taskpod.LabelExecutionDate,
-		taskpod.LabelMapIndex, taskpod.LabelTry, taskpod.LabelChecked, taskpod.LabelWorker:
+	if slices.Contains(taskpod.AirflowLabels(), c.EnvironmentLabel) {
 		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "is one of Airflow's own labels; choose another key"))
 	}
 	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)

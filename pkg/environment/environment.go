@@ -11,14 +11,12 @@ import (
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/metadata"
 )
 
 // Resolver knows the environments of requesters.
@@ -28,10 +26,8 @@ type Resolver struct {
 	// Environments are those of the configuration. Who belongs to one by name
 	// needs no label.
 	Environments []config.Environment
-	// Cache answers from memory; objects that it does not have yet are read
-	// from Live, so that the first task of a new environment is not taken for
-	// one without.
-	Cache, Live client.Reader
+	// Objects reads ServiceAccounts and Namespaces.
+	Objects metadata.Reader
 }
 
 // Identify returns the environment that a user belongs to: by the
@@ -89,11 +85,8 @@ func (r Resolver) configured(user authenticationv1.UserInfo) (string, error) {
 }
 
 func (r Resolver) labelOf(ctx context.Context, kind string, key types.NamespacedName) (string, error) {
-	object := Object(kind)
-	err := r.Cache.Get(ctx, key, object)
-	if apierrors.IsNotFound(err) {
-		err = r.Live.Get(ctx, key, object)
-	}
+	object := metadata.Object(kind)
+	err := r.Objects.Get(ctx, key, object)
 	if apierrors.IsNotFound(err) {
 		return "", nil
 	}
@@ -101,12 +94,4 @@ func (r Resolver) labelOf(ctx context.Context, kind string, key types.Namespaced
 		return "", fmt.Errorf("reading the environment of %s %s: %w", kind, key, err)
 	}
 	return object.Labels[r.Label], nil
-}
-
-// Object is an empty object of a core kind, metadata only: what to read and
-// what to cache.
-func Object(kind string) *metav1.PartialObjectMetadata {
-	object := &metav1.PartialObjectMetadata{}
-	object.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
-	return object
 }

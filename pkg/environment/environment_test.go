@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/metadata"
 )
 
 // objects reads "kind namespace/name environment" lines; "-" is no label.
@@ -21,7 +22,7 @@ func objects(lines ...string) []runtime.Object {
 	out := []runtime.Object{}
 	for _, line := range lines {
 		words := strings.Fields(line)
-		o := Object(words[0])
+		o := metadata.Object(words[0])
 		namespace, name, namespaced := strings.Cut(words[1], "/")
 		if !namespaced {
 			namespace, name = "", words[1]
@@ -70,7 +71,7 @@ func TestResolve(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			r := Resolver{Label: "env", Cache: reader(t, tc.cached...), Live: reader(t, tc.live...)}
+			r := Resolver{Label: "env", Objects: metadata.Reader{Cache: reader(t, tc.cached...), Live: reader(t, tc.live...)}}
 			got, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: tc.username}, "jobs")
 			if err != nil || got != tc.want {
 				t.Errorf("%q, %v; want %q", got, err, tc.want)
@@ -86,7 +87,7 @@ func TestResolveFails(t *testing.T) {
 			return errors.New("connection refused")
 		},
 	})
-	r := Resolver{Label: "env", Cache: reader(t, "Namespace airflow alpha"), Live: down}
+	r := Resolver{Label: "env", Objects: metadata.Reader{Cache: reader(t, "Namespace airflow alpha"), Live: down}}
 	_, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: "system:serviceaccount:airflow:scheduler"}, "jobs")
 	if err == nil || !strings.Contains(err.Error(), "ServiceAccount airflow/scheduler: connection refused") {
 		t.Errorf("%v", err)
@@ -117,7 +118,7 @@ func TestIdentify(t *testing.T) {
 		"somebody else": {authenticationv1.UserInfo{Username: "jane"}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := Resolver{Label: "env", Environments: environments, Cache: reader(t, cached...), Live: reader(t)}
+			r := Resolver{Label: "env", Environments: environments, Objects: metadata.Reader{Cache: reader(t, cached...), Live: reader(t)}}
 			got, err := r.Identify(t.Context(), tc.user)
 			problem := ""
 			if err != nil {

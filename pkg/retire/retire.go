@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -27,7 +27,7 @@ var ErrChanged = errors.New("it is gone, or has changed")
 // it, if it is still the very pod by its UID. With a resourceVersion, nothing of
 // it may have changed since either. The reason is left in Annotation.
 func Pod(ctx context.Context, w client.Writer, pod taskpod.Pod, resourceVersion, reason string) error {
-	object := environment.Object("Pod")
+	object := metadata.Object("Pod")
 	object.Namespace, object.Name = pod.Namespace, pod.Name
 	metadata := map[string]any{
 		"uid":         pod.UID,

@@ -1,6 +1,9 @@
 package taskpod
 
 import (
+	"crypto/sha256"
+	"encoding/base32"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -78,6 +81,21 @@ func (i Identity) Labels() map[string]string {
 		out[LabelMapIndex] = i.MapIndex
 	}
 	return out
+}
+
+// Hash returns 32 lower-case letters and digits that differ for different
+// identities, whatever their values contain.
+func (i Identity) Hash() string {
+	// Quotes separate the values, which may contain any separator.
+	text := append(make([]byte, 0, 256), '[')
+	for n, value := range [...]string{i.Namespace, i.DAG, i.Task, i.RunLabel, i.Run, strconv.FormatBool(i.Mapped), i.MapIndex} {
+		if n > 0 {
+			text = append(text, ' ')
+		}
+		text = strconv.AppendQuote(text, value)
+	}
+	sum := sha256.Sum256(append(text, ']'))
+	return strings.ToLower(base32.HexEncoding.EncodeToString(sum[:20]))
 }
 
 // String is the identity in one line, unique for valid label values.

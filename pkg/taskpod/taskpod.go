@@ -37,12 +37,9 @@ const (
 	LabelWorker = "airflow-worker"
 )
 
-// Labels are the keys of all labels of a pod that solepod reads, with that of
-// its environment.
-func Labels(environment string) []string {
-	return []string{
-		LabelOperator, LabelDAG, LabelTask, LabelRun, LabelExecutionDate, LabelMapIndex, LabelTry, LabelChecked, LabelWorker, environment,
-	}
+// AirflowLabels returns the keys of all labels above.
+func AirflowLabels() []string {
+	return []string{LabelOperator, LabelDAG, LabelTask, LabelRun, LabelExecutionDate, LabelMapIndex, LabelTry, LabelChecked, LabelWorker}
 }
 
 const (

@@ -18,8 +18,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
-	"github.com/solepod/solepod/pkg/claim"
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -35,12 +35,12 @@ type memory struct {
 
 func newMemory(b *testing.B, pods int) *memory {
 	b.Helper()
-	m := &memory{pods: toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, claim.Indexers())}
-	alpha := environment.Object("Namespace")
+	m := &memory{pods: toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, podindex.Indexers())}
+	alpha := metadata.Object("Namespace")
 	alpha.Labels = map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}
 	m.namespaces = map[string]*metav1.PartialObjectMetadata{"airflow-alpha": alpha}
 	for i := range pods {
-		object := environment.Object("Pod")
+		object := metadata.Object("Pod")
 		object.ObjectMeta = taskPod(fmt.Sprint("pod-", i)).ObjectMeta
 		object.Labels["run_id"] = object.Name
 		if err := m.pods.Add(object); err != nil {
@@ -76,7 +76,7 @@ func BenchmarkDecision(b *testing.B) {
 		h := newHooks(m, nowhere, func(h *hooks) {
 			h.guard.claims = granted{}
 			h.guard.pods.known = m.pods
-			h.guard.resolver.Live, h.stamp.resolver.Live = m, m
+			h.guard.resolver.Objects.Live, h.stamp.resolver.Objects.Live = m, m
 		})
 		for _, of := range []struct {
 			name    string

@@ -8,30 +8,30 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/pkg/claim"
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 // podReader finds the pods that an admission could collide with.
 type podReader struct {
-	known       claim.Pods
+	known       podindex.Index
 	cache, live client.Reader
 }
 
 // cached returns the known pods whose identity overlaps with id. Their phase
 // is not in the cache: they count as live.
 func (r podReader) cached(id taskpod.Identity) ([]policy.Existing, error) {
-	other := claim.Family
+	other := podindex.Family(id)
 	if id.Mapped {
-		// Only the pod of the same index and one without any can overlap. A task can
+		// Only pods of the same index and pods without an index overlap. A task can
 		// have thousands of others.
-		other = func(id taskpod.Identity) string { return claim.Name(id.AnyIndex()) }
+		other = id.AnyIndex().Hash()
 	}
 	var existing []policy.Existing
-	for _, key := range []string{claim.Name(id), other(id)} {
-		pods, err := claim.ListPods(r.known, key)
+	for _, key := range []string{id.Hash(), other} {
+		pods, err := podindex.List(r.known, key)
 		if err != nil {
 			return nil, err
 		}
@@ -59,12 +59,9 @@ func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Exis
 // named returns the pod of a name, nil if there is none. Only task pods are in
 // the cache.
 func (r podReader) named(ctx context.Context, namespace, name string) (*taskpod.Pod, error) {
-	object := environment.Object("Pod")
+	object := metadata.Object("Pod")
 	key := client.ObjectKey{Namespace: namespace, Name: name}
-	err := r.cache.Get(ctx, key, object)
-	if apierrors.IsNotFound(err) {
-		err = r.live.Get(ctx, key, object)
-	}
+	err := metadata.Reader{Cache: r.cache, Live: r.live}.Get(ctx, key, object)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}

@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	toolscache "k8s.io/client-go/tools/cache"
 
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
 )
 
 // Time is a bubble's, in which it passes while all wait for it.
@@ -43,7 +43,7 @@ func TestFreshness(t *testing.T) {
 		return w
 	}
 	tell := func(w watch.Interface, e watch.EventType) {
-		go last.Action(e, environment.Object("Pod"))
+		go last.Action(e, metadata.Object("Pod"))
 		<-w.ResultChan()
 		f.hear("Namespace")
 		f.hear("ServiceAccount")
@@ -118,7 +118,7 @@ func TestFreshness(t *testing.T) {
 		},
 		"who stops is not waited for": func(t *testing.T) {
 			w := mustListen(t, metav1.ListOptions{})
-			go last.Action(watch.Added, environment.Object("Pod"))
+			go last.Action(watch.Added, metadata.Object("Pod"))
 			synctest.Wait() // nobody reads it
 			w.Stop()
 			synctest.Wait()

@@ -24,6 +24,8 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -43,7 +45,7 @@ func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Op
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims},
-			environment.Object("Pod"): {
+			metadata.Object("Pod"): {
 				Label:     labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True}),
 				Transform: slimPods(environmentLabel),
 			},
@@ -94,15 +96,15 @@ const maxTimeout = 30 * time.Second
 // It returns a function that reports whether the caches are filled.
 func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
 	gone := claim.NewGone()
-	var known claim.Pods
+	var known podindex.Index
 	var informers []cache.Informer
 	for _, kind := range cachedKinds() {
-		informer, err := mgr.GetCache().GetInformer(ctx, environment.Object(kind), cache.BlockUntilSynced(false))
+		informer, err := mgr.GetCache().GetInformer(ctx, metadata.Object(kind), cache.BlockUntilSynced(false))
 		if err != nil {
 			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
 		}
 		if kind == "Pod" {
-			if known, err = claim.IndexPods(informer); err != nil {
+			if known, err = podindex.Add(informer); err != nil {
 				return nil, fmt.Errorf("indexing pods: %w", err)
 			}
 			if err := gone.Watch(informer); err != nil {
@@ -151,8 +153,7 @@ func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg confi
 		resolver: environment.Resolver{
 			Label:        cfg.EnvironmentLabel,
 			Environments: cfg.Environments,
-			Cache:        mgr.GetCache(),
-			Live:         api,
+			Objects:      metadata.Reader{Cache: mgr.GetCache(), Live: api},
 		},
 	}
 	recorder := mgr.GetEventRecorder("solepod")

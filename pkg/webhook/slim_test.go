@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -39,7 +39,7 @@ func TestSlimPods(t *testing.T) {
 			p.OwnerReferences = []metav1.OwnerReference{{Name: "other"}, {Name: "j", Controller: new(true)}}
 		},
 	} {
-		pod := environment.Object("Pod")
+		pod := metadata.Object("Pod")
 		pod.ObjectMeta = taskPod("x").ObjectMeta
 		pod.ResourceVersion, pod.CreationTimestamp = "5", now
 		pod.Labels["nobody"], pod.Annotations = "reads this", map[string]string{"nor": "this"}

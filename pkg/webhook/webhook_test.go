@@ -37,6 +37,8 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
@@ -55,7 +57,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 	r := reviewer{
 		counters: c,
 		onError:  config.OnErrorDeny, fit: func() error { return nil },
-		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Cache: cached, Live: live},
+		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Objects: metadata.Reader{Cache: cached, Live: live}},
 	}
 	cfg := config.Default()
 	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100), c}
@@ -97,7 +99,7 @@ func (k known) ByIndex(index, key string) ([]any, error) {
 	if err := k.List(context.Background(), &list); err != nil {
 		return nil, err
 	}
-	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, claim.Indexers())
+	informed := toolscache.NewIndexer(toolscache.MetaNamespaceKeyFunc, podindex.Indexers())
 	for i := range list.Items {
 		if err := informed.Add(&list.Items[i]); err != nil {
 			return nil, err
@@ -381,8 +383,8 @@ func TestErrorsOfOurOwn(t *testing.T) {
 					return apierrors.NewForbidden(corev1.Resource("pods"), "x", errors.New("no RBAC"))
 				},
 			})
-			h.stamp.resolver.Live = cluster(t)
-			h.guard.resolver.Live = cluster(t)
+			h.stamp.resolver.Objects.Live = cluster(t)
+			h.guard.resolver.Objects.Live = cluster(t)
 		}, config.OnErrorDeny, "patch ", "500 solepod cannot decide on this pod: reading pod data-jobs/x: pods"},
 		"the caches are filling": {func(h *hooks) {
 			h.stamp.fit = func() error { return errNotSynced }

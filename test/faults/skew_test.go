@@ -14,7 +14,8 @@ import (
 
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
-	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
@@ -37,11 +38,11 @@ func TestClockSkew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	informer, err := known.GetInformer(t.Context(), environment.Object("Pod"), cache.BlockUntilSynced(false))
+	informer, err := known.GetInformer(t.Context(), metadata.Object("Pod"), cache.BlockUntilSynced(false))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pods, err := claim.IndexPods(informer)
+	pods, err := podindex.Add(informer)
 	if err != nil {
 		t.Fatal(err)
 	}
