@@ -39,15 +39,15 @@ type Options struct {
 	// Configurations is the name of the two webhook configurations whose
 	// caBundle says which certificates API servers trust.
 	Configurations string
-	// Lifetime of a certificate; at least [MinLifetime].
+	// Lifetime of a certificate; at least [minLifetime].
 	Lifetime time.Duration
 }
 
-// MinLifetime leaves time for a certificate to be made, trusted and served by a
+// minLifetime leaves time for a certificate to be made, trusted and served by a
 // leader who is there. One who is killed has a successor after 17 seconds
 // (LeaseDuration and RetryPeriod of client-go's leader election), for which a
 // third of a lifetime of two minutes is enough.
-const MinLifetime = 30 * time.Second
+const minLifetime = 30 * time.Second
 
 // Rotation makes serving certificates and keeps them from expiring. The leader
 // makes them: first it has the webhook configurations trust a new CA beside the
@@ -66,8 +66,8 @@ type Rotation struct {
 // NewRotation returns a rotation that serves nothing before it is set up and
 // the manager runs.
 func NewRotation(o Options) (*Rotation, error) {
-	if o.Lifetime < MinLifetime {
-		return nil, fmt.Errorf("a certificate can not live for %s: want at least %s", o.Lifetime, MinLifetime)
+	if o.Lifetime < minLifetime {
+		return nil, fmt.Errorf("%s: want at least %s", o.Lifetime, minLifetime)
 	}
 	name := o.Service + "." + o.Secret.Namespace + ".svc"
 	return &Rotation{options: o, plan: newPlan(name, o.Lifetime), now: time.Now}, nil
@@ -96,12 +96,8 @@ func (r *Rotation) configurations() []client.Object {
 
 // SetupWithManager has this replica serve what the Secret says, and the leader
 // take care of it.
-func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager) (err error) {
-	if r.api, err = client.New(mgr.GetConfig(), client.Options{
-		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
-	}); err != nil {
-		return err
-	}
+func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, api client.Client) error {
+	r.api = api
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
@@ -169,7 +165,7 @@ func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 		return reconcile.Result{}, err
 	}
 	if told && want.next != nil {
-		want.since, again = now, now.Add(r.plan.settle)
+		want.since, again = now, now.Add(r.plan.trustDelay)
 	}
 
 	was := secret.DeepCopy()

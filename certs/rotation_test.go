@@ -235,8 +235,8 @@ func TestServedIsAlwaysTrusted(t *testing.T) {
 		for range rapid.IntRange(10, 40).Draw(t, "steps") {
 			served = note(served, w.clock, w.secret().Data[corev1.TLSCertKey])
 			trusted = note(trusted, w.clock, w.bundle())
-			for _, crt := range within(served, w.clock, w.plan.settle) {
-				for _, bundle := range within(trusted, w.clock, w.plan.settle) {
+			for _, crt := range within(served, w.clock, w.plan.trustDelay) {
+				for _, bundle := range within(trusted, w.clock, w.plan.trustDelay) {
 					if err := verify(crt, bundle, w.clock); err != nil {
 						t.Fatalf("at %s: %v", w.clock, err)
 					}
@@ -246,7 +246,7 @@ func TestServedIsAlwaysTrusted(t *testing.T) {
 				t.Fatalf("%d CAs are trusted", n)
 			}
 			// An event, or the time at which it wanted to look again.
-			w.clock = w.clock.Add(rapid.SampledFrom([]time.Duration{again, again, again / 2, w.plan.settle / 2, time.Second}).Draw(t, "passes"))
+			w.clock = w.clock.Add(rapid.SampledFrom([]time.Duration{again, again, again / 2, w.plan.trustDelay / 2, time.Second}).Draw(t, "passes"))
 			w.failing = rapid.SampledFrom([]string{"", "", "patch", "update"}).Draw(t, "fails")
 			if failures++; w.failing == "" || failures > 5 {
 				w.failing, failures = "", 0
@@ -277,8 +277,8 @@ func TestRotation(t *testing.T) {
 	}
 
 	w.clock = w.clock.Add(again)
-	if again = w.mustReconcile(); again != w.plan.settle {
-		t.Errorf("it looks again after %s, want %s", again, w.plan.settle)
+	if again = w.mustReconcile(); again != w.plan.trustDelay {
+		t.Errorf("it looks again after %s, want %s", again, w.plan.trustDelay)
 	}
 	prepared := w.secret()
 	if !bytes.Equal(prepared.Data[corev1.TLSCertKey], first.Data[corev1.TLSCertKey]) {
@@ -291,9 +291,9 @@ func TestRotation(t *testing.T) {
 	}
 
 	// Somebody applies the manifest again, without a caBundle.
-	w.clock = w.clock.Add(w.plan.settle / 2)
+	w.clock = w.clock.Add(w.plan.trustDelay / 2)
 	w.forget()
-	if again = w.mustReconcile(); again != w.plan.settle {
+	if again = w.mustReconcile(); again != w.plan.trustDelay {
 		t.Errorf("API servers have just heard of the next certificate, but it is served after %s", again)
 	}
 	w.clock = w.clock.Add(again)

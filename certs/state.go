@@ -130,14 +130,14 @@ type plan struct {
 	name string
 	// lifetime of a certificate. The next one is made when a third is left.
 	lifetime time.Duration
-	// settle is how long API servers have to learn of a CA before a certificate
+	// trustDelay is how long API servers have to learn of a CA before a certificate
 	// by it is served.
-	settle time.Duration
-	issue  func() (generation, error)
+	trustDelay time.Duration
+	issue      func() (generation, error)
 }
 
 func newPlan(name string, lifetime time.Duration) plan {
-	return plan{name: name, lifetime: lifetime, settle: min(lifetime/10, 5*time.Minute), issue: func() (generation, error) {
+	return plan{name: name, lifetime: lifetime, trustDelay: min(lifetime/10, 5*time.Minute), issue: func() (generation, error) {
 		crt, key, err := cert.GenerateSelfSignedCertKeyWithOptions(cert.SelfSignedCertKeyOptions{Host: name, MaxAge: lifetime + backdating})
 		if err != nil {
 			return generation{}, fmt.Errorf("making a certificate: %w", err)
@@ -155,7 +155,7 @@ func (p plan) next(s state, now time.Time) (_ state, again time.Time, err error)
 		s.next = nil
 	}
 	switch {
-	case s.next != nil && (!s.current.validFor(p.name, now) || !now.Before(s.since.Add(p.settle))):
+	case s.next != nil && (!s.current.validFor(p.name, now) || !now.Before(s.since.Add(p.trustDelay))):
 		s.current, s.next = s.next, nil
 	case !s.current.validFor(p.name, now):
 		// The first one. Nothing can be lost: nobody could be served.
@@ -183,7 +183,7 @@ func (p plan) next(s state, now time.Time) (_ state, again time.Time, err error)
 		}
 	}
 	if s.next != nil {
-		return s, s.since.Add(p.settle), nil
+		return s, s.since.Add(p.trustDelay), nil
 	}
 	return s, p.renewal(s.current), nil
 }

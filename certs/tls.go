@@ -27,7 +27,8 @@ type Source interface {
 	// Cache is what the manager given to SetupWithManager must cache.
 	Cache() map[client.Object]cache.ByObject
 	// SetupWithManager keeps the certificate up to date while the manager runs.
-	SetupWithManager(context.Context, manager.Manager) error
+	// The client is uncached.
+	SetupWithManager(context.Context, manager.Manager, client.Client) error
 }
 
 // Files returns a source of tls.crt and tls.key in a folder, which takes up new
@@ -41,7 +42,7 @@ type files struct{ *certwatcher.CertWatcher }
 
 func (files) Cache() map[client.Object]cache.ByObject { return nil }
 
-func (f files) SetupWithManager(_ context.Context, mgr manager.Manager) error {
+func (f files) SetupWithManager(_ context.Context, mgr manager.Manager, _ client.Client) error {
 	return mgr.Add(f.CertWatcher)
 }
 
@@ -110,10 +111,10 @@ type guarded struct {
 }
 
 func (g guarded) Register(path string, hook http.Handler) {
-	g.Server.Register(path, g.clients.only(hook))
+	g.Server.Register(path, g.clients.requireClient(hook))
 }
 
-func (c Clients) only(next http.Handler) http.Handler {
+func (c Clients) requireClient(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		problem := ""
 		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {

@@ -18,26 +18,26 @@ import (
 	"github.com/solepod/solepod/pkg/check"
 )
 
-// errFound is of a command that has done its work and found a fault.
-var errFound = errors.New("found faults")
+// errFound is the error of a command that has run and has found problems.
+var errFound = errors.New("found problems")
 
 func newCheckCommand() *cobra.Command {
 	var cluster clusterOptions
-	var output string
 	var timeout time.Duration
+	output := output[check.Results]{kind: "CheckReport", formats: map[string]func(io.Writer, check.Results) error{"table": check.Table}}
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Find out whether an installation works, and what to do if not",
-		Long: `Find out whether an installation works, and what to do if not.
+		Short: "Check whether an installation works, and how to repair it",
+		Long: `Check whether an installation works, and how to repair it.
 
-It reads, and creates one task pod as a dry run, to see both webhooks answer.
-Each check has a section in docs/check.md.
+The command reads the installation. It also creates two task pods as a dry run,
+to test both webhook configurations. docs/check.md has a section for each check.
 
-Exit codes: 0 all is well, perhaps with warnings; 1 a check has failed;
-2 it could not check.`,
+Exit codes: 0 no check failed, though some may have warnings; 1 a check failed;
+2 the command could not run.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			print, err := printer(output, map[string]func(io.Writer, []check.Result) error{"table": check.Table, "json": check.JSON})
+			print, err := output.printer()
 			if err != nil {
 				return err
 			}
@@ -45,7 +45,7 @@ Exit codes: 0 all is well, perhaps with warnings; 1 a check has failed;
 			if err != nil {
 				return err
 			}
-			installation, err := newInstallation(config, cluster.namespace)
+			installation, err := newInstallation(config, cluster.systemNamespace)
 			if err != nil {
 				return err
 			}
@@ -55,15 +55,15 @@ Exit codes: 0 all is well, perhaps with warnings; 1 a check has failed;
 			if err := print(cmd.OutOrStdout(), results); err != nil {
 				return err
 			}
-			if check.Failures(results) > 0 {
+			if results.Failed() {
 				return errFound
 			}
 			return nil
 		},
 	}
-	cluster.addFlags(cmd.Flags(), "namespace")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long all checks may take")
+	cluster.addFlags(cmd)
+	output.addFlag(cmd)
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "maximum time for all checks")
 	return cmd
 }
 

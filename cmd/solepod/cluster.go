@@ -2,49 +2,46 @@ package main
 
 import (
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/solepod/solepod/pkg/installation"
 )
 
-// clusterOptions say which cluster, and where in it solepod lives.
+// clusterOptions select a cluster, as kubectl does, and the namespace of the
+// installation in it.
 type clusterOptions struct {
-	kubeconfig string
-	namespace  string
+	*genericclioptions.ConfigFlags
+	systemNamespace string
 }
 
-// addFlags adds the flags; own is what the one for solepod's own namespace is called.
-func (o *clusterOptions) addFlags(flags *pflag.FlagSet, own string) {
-	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file; default: KUBECONFIG, the pod's ServiceAccount, or ~/.kube/config")
-	flags.StringVar(&o.namespace, own, "solepod-system", "namespace that solepod itself lives in")
+// addFlags adds the flags of kubectl but --namespace, which commands use in
+// different ways.
+func (o *clusterOptions) addFlags(cmd *cobra.Command) {
+	o.ConfigFlags = genericclioptions.NewConfigFlags(true)
+	o.Namespace = nil
+	o.AddFlags(cmd.Flags())
+	addSystemNamespace(cmd, &o.systemNamespace)
 }
 
-// restConfig has no client-side rate limit: an admission must not queue
-// behind others in its own process. The API server has fair queues of its own.
+func addSystemNamespace(cmd *cobra.Command, namespace *string) {
+	cmd.Flags().StringVar(namespace, "system-namespace", installation.DefaultNamespace, "namespace that solepod is installed in")
+}
+
 func (o *clusterOptions) restConfig() (*rest.Config, error) {
-	load := ctrl.GetConfig
-	if o.kubeconfig != "" {
-		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", o.kubeconfig) }
-	}
-	restConfig, err := load()
+	return identified(o.ToRESTConfig())
+}
+
+// identified adds what every client of solepod has. There is no client-side
+// rate limit: an admission must not queue behind others in its own process, and
+// the API server has fair queues of its own.
+func identified(c *rest.Config, err error) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the API server (--kubeconfig): %w", err)
 	}
-	restConfig.QPS = -1
-	restConfig.UserAgent = "solepod/" + version
-	return restConfig, nil
-}
-
-// printer chooses how to print by the value of --output.
-func printer[P any](output string, printers map[string]P) (P, error) {
-	print, ok := printers[output]
-	if !ok {
-		return print, fmt.Errorf("--output %q: want %s", output, strings.Join(slices.Sorted(maps.Keys(printers)), " or "))
-	}
-	return print, nil
+	c.QPS = -1
+	c.UserAgent = "solepod/" + version
+	return c, nil
 }

@@ -32,13 +32,24 @@ func TestFlagsAreStable(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, flag := range []string{
-		"--kubeconfig", "--config", "--namespace", "--webhook-bind-address", "--cert-dir",
+		"--kubeconfig", "--config", "--system-namespace", "--webhook-bind-address", "--cert-dir",
 		"--cert-secret", "--cert-lifetime", "--client-ca-file", "--client-allowed-names",
 		"--metrics-bind-address", "--health-probe-bind-address", "--leader-elect", "--max-staleness", "--log-level", "--log-format",
 	} {
 		if !strings.Contains(help, flag+" ") {
 			t.Errorf("%s is not in\n%s", flag, help)
 		}
+	}
+}
+
+// Manifests of before the flag was renamed go on to work.
+func TestFormerNameOfSystemNamespace(t *testing.T) {
+	cmd := newServeCommand()
+	if err := cmd.ParseFlags([]string{"--namespace=elsewhere"}); err != nil || cmd.Flag("system-namespace").Value.String() != "elsewhere" {
+		t.Errorf("%v: %s", err, cmd.Flag("system-namespace").Value)
+	}
+	if cmd := newServeCommand(); strings.Contains(cmd.UsageString(), "--namespace ") || cmd.Flag("system-namespace").DefValue != "solepod-system" {
+		t.Error(cmd.UsageString())
 	}
 }
 
@@ -120,11 +131,19 @@ func TestBadInputIsNamed(t *testing.T) {
 		`":70000": want a port from 1`:                        serve("--webhook-bind-address=:70000"),
 		"finding the API server (--kubeconfig): stat /absent": serve("--kubeconfig=/absent"),
 		"at least one of the flags in the group [cert-dir cert-secret] is required": {"serve"},
+		"[namespace system-namespace] were all set":                                 serve("--namespace=a", "--system-namespace=b"),
 		"[cert-dir cert-secret] were all set":                                       serve("--cert-dir=/"),
 		"--cert-dir: open /absent/tls.crt":                                          {"serve", "--kubeconfig=" + kubeconfig, "--cert-dir=/absent"},
-		"--cert-lifetime: a certificate can not live for 1s: want at least 30s":     serve("--cert-lifetime=1s"),
+		"--cert-lifetime: 1s: want at least 30s":                                    serve("--cert-lifetime=1s"),
 		"--max-staleness 1s: want at least 5s":                                      serve("--max-staleness=1s"),
 		"--client-ca-file: open /absent":                                            serve("--client-ca-file=/absent"),
+		"--reclaim-older-than -1s: want 0 or more":                                  serve("--reclaim-older-than=-1s"),
+		`context "absent" does not exist`:                                           {"check", "--kubeconfig=" + kubeconfig, "--context=absent"},
+		`--output "xml": want one of go-template=..., html, json`:                   {"audit", "--output=xml"},
+		"--older-than -1s: want 0 or more":                                          {"audit", "--older-than=-1s"},
+		"--dry-run=false: want --yes":                                               {"reclaim", "--dry-run=false"},
+		"--rate 0: want more than 0":                                                {"reclaim", "--rate=0"},
+		`"x": want NAMESPACE/POD`:                                                   {"reclaim", "x"},
 		"--client-allowed-names: want --client-ca-file":                             serve("--client-allowed-names=x"),
 	} {
 		if _, err := run(t, args...); err == nil || !strings.Contains(err.Error(), want) {

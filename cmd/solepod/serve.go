@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -19,10 +18,13 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -30,7 +32,7 @@ import (
 	"github.com/solepod/solepod/certs"
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/pkg/config"
-	"github.com/solepod/solepod/pkg/page"
+	"github.com/solepod/solepod/pkg/installation"
 	"github.com/solepod/solepod/pkg/webhook"
 )
 
@@ -38,19 +40,12 @@ import (
 // SIGTERM. It exceeds the longest timeout a webhook can have (30 s).
 const shutdownTimeout = 35 * time.Second
 
-// name is that of all that belongs to an installation: the Service, the webhook
-// configurations, the leader's Lease.
-const name = "solepod"
-
-const (
-	// auditPageEvery bounds what the page costs the API server.
-	auditPageEvery = 10 * time.Second
-	// reclaimRate is how many pods are reclaimed in a second.
-	reclaimRate = 5
-)
+// reclaimRate is the maximum number of pods that are reclaimed in a second.
+const reclaimRate = 5
 
 type serveOptions struct {
-	clusterOptions
+	kubeconfig             string
+	systemNamespace        string
 	config                 string
 	webhookBindAddress     string
 	certDir                string
@@ -62,7 +57,6 @@ type serveOptions struct {
 	leaderElect            bool
 	shutdownDelay          time.Duration
 	reclaimOlderThan       time.Duration
-	auditPage              bool
 	maxStaleness           time.Duration
 	logLevel               string
 	logFormat              string
@@ -75,112 +69,153 @@ func newServeCommand() *cobra.Command {
 		Short: "Run the admission webhook",
 		Long: `Run the admission webhook.
 
-It serves TLS 1.3 with certificates of its own making (--cert-secret), which the
-leader renews, or with tls.crt and tls.key of a folder (--cert-dir), and takes up
-new ones when the files change. /readyz of --health-probe-bind-address answers
-200 once the caches are filled and the webhook is being served, until the API
-server has told nothing for --max-staleness. After SIGTERM it goes on to answer
-for --shutdown-delay, and finishes running admissions.`,
+It serves TLS 1.3. With --cert-secret, the leader issues and renews the
+certificates. With --cert-dir, they are the files tls.crt and tls.key of a
+directory, which are reloaded when they change.
+
+/readyz at --health-probe-bind-address returns 200 when the caches are filled
+and the webhook serves. It fails when the API server has sent no watch event or
+bookmark for --max-staleness. After SIGTERM, the webhook keeps serving for
+--shutdown-delay and then finishes the running reviews.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd.Context(), cmd.ErrOrStderr())
 		},
 	}
+	addSystemNamespace(cmd, &o.systemNamespace)
 	flags := cmd.Flags()
-	o.addFlags(flags, "namespace")
-	flags.StringVar(&o.config, "config", "", "configuration file (solepod.io/v1alpha1 Configuration); default: built-in defaults")
-	flags.StringVar(&o.webhookBindAddress, "webhook-bind-address", ":9443", "host:port to serve the webhook on")
-	flags.StringVar(&o.certDir, "cert-dir", "", "directory with tls.crt and tls.key, such as cert-manager fills")
-	flags.StringVar(&o.certSecret, "cert-secret", "", "Secret in --namespace that solepod itself keeps its certificates in; it also keeps the caBundle of the webhook configurations solepod")
-	flags.DurationVar(&o.certLifetime, "cert-lifetime", 90*24*time.Hour, "lifetime of the certificates in --cert-secret; the next one is made when a third of it is left, and in less than 2m one may expire while a killed leader has no successor")
-	flags.StringVar(&o.clients.CAFile, "client-ca-file", "", "CA certificates of the API servers' client certificates; default: anybody may call")
-	flags.StringSliceVar(&o.clients.Names, "client-allowed-names", nil, "common names of the client certificates that --client-ca-file accepts; default: all")
+	flags.StringVar(&o.systemNamespace, "namespace", o.systemNamespace, "the former name of --system-namespace")
+	flags.Lookup("namespace").Hidden = true
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file; default: KUBECONFIG, the ServiceAccount of the pod, or ~/.kube/config")
+	flags.StringVar(&o.config, "config", "", "configuration file (solepod.io/v1alpha1 Configuration); default: the default of each field")
+	flags.StringVar(&o.webhookBindAddress, "webhook-bind-address", ":9443", "host:port of the webhook")
+	flags.StringVar(&o.certDir, "cert-dir", "", "directory with tls.crt and tls.key, for example a Secret of cert-manager")
+	flags.StringVar(&o.certSecret, "cert-secret", "", "Secret in --system-namespace in which the leader keeps the certificates that it issues; the leader also sets the caBundle of the webhook configurations")
+	flags.DurationVar(&o.certLifetime, "cert-lifetime", 90*24*time.Hour, "lifetime of the certificates in --cert-secret; the leader renews them when a third of it is left; with less than 2m a certificate can expire before a killed leader is replaced")
+	flags.StringVar(&o.clients.CAFile, "client-ca-file", "", "CA certificates that the client certificates of API servers are verified with; default: clients need no certificate")
+	flags.StringSliceVar(&o.clients.Names, "client-allowed-names", nil, "common names that client certificates may have; default: all")
+	flags.StringVar(&o.metricsBindAddress, "metrics-bind-address", ":8080", "host:port of /metrics, 0 for none")
+	flags.StringVar(&o.healthProbeBindAddress, "health-probe-bind-address", ":8081", "host:port of /healthz and /readyz, 0 for none")
+	flags.BoolVar(&o.leaderElect, "leader-elect", false, "run background work on one replica only; all replicas serve reviews")
+	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "time to keep serving after SIGTERM, until API servers no longer send reviews to this replica")
+	flags.DurationVar(&o.reclaimOlderThan, "reclaim-older-than", 0, "remove leftover task pods this long after they ended, as solepod reclaim does; default: never")
+	flags.DurationVar(&o.maxStaleness, "max-staleness", time.Minute, "maximum age of cached pods, namespaces and ServiceAccounts; beyond it, this replica is not ready and handles reviews according to onError")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs admitted pods, too")
+	flags.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	cmd.MarkFlagsOneRequired("cert-dir", "cert-secret")
 	cmd.MarkFlagsMutuallyExclusive("cert-dir", "cert-secret")
-	flags.StringVar(&o.metricsBindAddress, "metrics-bind-address", ":8080", "host:port to serve /metrics on, 0 for none")
-	flags.StringVar(&o.healthProbeBindAddress, "health-probe-bind-address", ":8081", "host:port to serve /healthz and /readyz on, 0 for none")
-	flags.BoolVar(&o.leaderElect, "leader-elect", false, "run background work on one replica only; every replica answers admissions")
-	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "how long to go on answering after SIGTERM, until API servers have heard that this replica is leaving its Service")
-	flags.DurationVar(&o.reclaimOlderThan, "reclaim-older-than", 0, "remove task pods that Airflow has left behind, as solepod reclaim does, when they ended this long ago; default: never")
-	flags.BoolVar(&o.auditPage, "audit-page", false, "serve /audit, the page of solepod audit, on --metrics-bind-address, to anybody who can reach it")
-	flags.DurationVar(&o.maxStaleness, "max-staleness", time.Minute, "how long the API server may tell nothing of pods, namespaces or ServiceAccounts, until this replica is no longer ready, and treats reviews as onError says")
-	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs admissions too")
-	flags.StringVar(&o.logFormat, "log-format", "json", "json or text")
+	cmd.MarkFlagsMutuallyExclusive("system-namespace", "namespace")
 	return cmd
 }
 
-func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
-	log, err := o.logger(stderr)
-	if err != nil {
-		return err
-	}
-	ctrl.SetLogger(log)
-	klog.SetLogger(log)
+// completed are the options of serve after validation.
+type completed struct {
+	*serveOptions
+	log          logr.Logger
+	config       config.Configuration
+	rest         *rest.Config
+	certificates certs.Source
+	host         string
+	port         int
+}
 
-	cfg, err := config.Load(o.config)
-	if err != nil {
-		return err
+// complete validates all options.
+func (o *serveOptions) complete(stderr io.Writer) (c completed, err error) {
+	c.serveOptions = o
+	if c.log, err = o.logger(stderr); err != nil {
+		return c, err
 	}
-	host, port, err := splitHostPort(o.webhookBindAddress)
-	if err != nil {
-		return fmt.Errorf("--webhook-bind-address: %w", err)
+	if c.config, err = config.Load(o.config); err != nil {
+		return c, err
+	}
+	if c.host, c.port, err = splitHostPort(o.webhookBindAddress); err != nil {
+		return c, fmt.Errorf("--webhook-bind-address: %w", err)
 	}
 	if o.maxStaleness < webhook.MinStaleness {
-		return fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
+		return c, fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
 	}
-	restConfig, err := o.restConfig()
+	if o.reclaimOlderThan < 0 {
+		return c, fmt.Errorf("--reclaim-older-than %s: want 0 or more", o.reclaimOlderThan)
+	}
+	load := ctrl.GetConfig
+	if o.kubeconfig != "" {
+		load = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", o.kubeconfig) }
+	}
+	if c.rest, err = identified(load()); err != nil {
+		return c, err
+	}
+	c.certificates, err = o.newCertificates()
+	return c, err
+}
+
+func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
+	c, err := o.complete(stderr)
 	if err != nil {
 		return err
 	}
-	certificates, err := o.certificates()
-	if err != nil {
-		return err
-	}
-	// Most of the heap is what is known of pods, and stays: it may grow by half
-	// before the next collection, and need not double.
+	ctrl.SetLogger(c.log)
+	klog.SetLogger(c.log)
+	// Most of the heap is the caches, which stay. It may grow by half before the
+	// next collection, and need not double.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	log.Info("Starting solepod", "version", version, "configuration", cfg.String())
+	c.log.Info("Starting solepod", "version", version, "configuration", c.config.String())
 
 	fresh := webhook.NewFreshness(o.maxStaleness)
-	cacheOptions := webhook.CacheOptions(o.namespace, cfg.EnvironmentLabel, fresh)
-	maps.Copy(cacheOptions.ByObject, certificates.Cache())
+	mgr, err := c.newManager(fresh)
+	if err != nil {
+		return fmt.Errorf("connecting to the API server: %w", err)
+	}
+	// Uncached, and on the connections of the manager.
+	api, err := client.New(mgr.GetConfig(), client.Options{
+		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
+	})
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	if err := c.certificates.SetupWithManager(ctx, mgr, api); err != nil {
+		return fmt.Errorf("setting up the certificates: %w", err)
+	}
+	if err := metrics.Registry.Register(certs.Expiry(c.certificates)); err != nil {
+		return err
+	}
+	synced, err := webhook.Setup(ctx, mgr, api, o.systemNamespace, c.config, fresh)
+	if err != nil {
+		return err
+	}
+	if err := c.addReclaim(mgr); err != nil {
+		return err
+	}
+	return o.serve(ctx, mgr, synced)
+}
+
+func (c completed) newManager(fresh *webhook.Freshness) (ctrl.Manager, error) {
+	cacheOptions := webhook.CacheOptions(c.systemNamespace, c.config.EnvironmentLabel, fresh)
+	maps.Copy(cacheOptions.ByObject, c.certificates.Cache())
 	timeout := shutdownTimeout
-	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
+	return ctrl.NewManager(c.rest, ctrl.Options{
 		Scheme: scheme.Scheme,
-		Logger: log,
+		Logger: c.log,
 		Cache:  cacheOptions,
-		WebhookServer: o.clients.Server(ctrlwebhook.NewServer(ctrlwebhook.Options{
-			Host: host, Port: port,
-			TLSOpts: []func(*tls.Config){certs.TLS(certificates, o.clients)},
+		WebhookServer: c.clients.Server(ctrlwebhook.NewServer(ctrlwebhook.Options{
+			Host: c.host, Port: c.port,
+			TLSOpts: []func(*tls.Config){certs.TLS(c.certificates, c.clients)},
 		})),
-		Metrics:                 metricsserver.Options{BindAddress: o.metricsBindAddress},
-		HealthProbeBindAddress:  o.healthProbeBindAddress,
-		LeaderElection:          o.leaderElect,
-		LeaderElectionID:        name,
-		LeaderElectionNamespace: o.namespace,
+		Metrics:                 metricsserver.Options{BindAddress: c.metricsBindAddress},
+		HealthProbeBindAddress:  c.healthProbeBindAddress,
+		LeaderElection:          c.leaderElect,
+		LeaderElectionID:        installation.Name,
+		LeaderElectionNamespace: c.systemNamespace,
 		// The process ends right after the manager, so that the next leader
 		// need not wait for the lease to expire.
 		LeaderElectionReleaseOnCancel: true,
 		GracefulShutdownTimeout:       &timeout,
 	})
-	if err != nil {
-		return fmt.Errorf("connecting to the API server: %w", err)
-	}
-	if err := certificates.SetupWithManager(ctx, mgr); err != nil {
-		return fmt.Errorf("setting up the certificates: %w", err)
-	}
-	if err := metrics.Registry.Register(certs.Expiry(certificates)); err != nil {
-		return err
-	}
-	synced, err := webhook.Setup(ctx, mgr, o.namespace, cfg, fresh)
-	if err != nil {
-		return err
-	}
-	if err := o.addAudit(mgr, cfg); err != nil {
-		return err
-	}
+}
+
+// serve runs the manager until ctx ends, and then for the shutdown delay.
+func (o *serveOptions) serve(ctx context.Context, mgr ctrl.Manager, synced func() bool) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	context.AfterFunc(ctx, func() { time.AfterFunc(o.shutdownDelay, stop) })
@@ -197,40 +232,26 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	}
 }
 
-// addAudit adds what looks at the cluster beside the webhook, if it is wanted.
-func (o *serveOptions) addAudit(mgr ctrl.Manager, cfg config.Configuration) error {
-	source := audit.Source{Client: mgr.GetAPIReader(), Namespace: o.namespace, Configuration: cfg}
-	if o.auditPage {
-		replica, err := os.Hostname()
-		if err != nil {
-			return err
-		}
-		live := &page.Live{
-			Source: source, Options: audit.Options{Settings: cfg.Policy(), OlderThan: cmp.Or(o.reclaimOlderThan, audit.LeftoverAge)},
-			Replica: replica, Decisions: metrics.Registry, Every: auditPageEvery,
-		}
-		if err := errors.Join(mgr.AddMetricsServerExtraHandler("/audit", live), mgr.Add(live)); err != nil {
-			return fmt.Errorf("adding the audit page: %w", err)
-		}
+// addReclaim adds the controller that removes leftovers, if it is wanted.
+func (c completed) addReclaim(mgr ctrl.Manager) error {
+	if c.reclaimOlderThan == 0 {
+		return nil
 	}
-	if o.reclaimOlderThan < 0 {
-		return fmt.Errorf("--reclaim-older-than %s: want 0 or more", o.reclaimOlderThan)
-	}
-	if o.reclaimOlderThan > 0 {
-		controller := audit.NewController(source, audit.Options{Settings: cfg.Policy(), OlderThan: o.reclaimOlderThan}, audit.Reclaimer{
-			Client: mgr.GetClient(), Limiter: flowcontrol.NewTokenBucketRateLimiter(reclaimRate, 1),
-		})
-		if err := errors.Join(mgr.Add(controller), metrics.Registry.Register(controller)); err != nil {
-			return fmt.Errorf("adding the reclaim controller: %w", err)
-		}
+	controller := audit.NewController(
+		audit.Source{Client: mgr.GetAPIReader(), Namespace: c.systemNamespace, Configuration: c.config},
+		audit.Options{Settings: c.config.Policy(), OlderThan: c.reclaimOlderThan},
+		audit.Reclaimer{Client: mgr.GetClient(), Limiter: flowcontrol.NewTokenBucketRateLimiter(reclaimRate, 1)},
+	)
+	if err := errors.Join(mgr.Add(controller), metrics.Registry.Register(controller)); err != nil {
+		return fmt.Errorf("adding the reclaim controller: %w", err)
 	}
 	return nil
 }
 
-// certificates are those to serve.
-func (o *serveOptions) certificates() (certs.Source, error) {
+// newCertificates returns the source of the serving certificates.
+func (o *serveOptions) newCertificates() (certs.Source, error) {
 	if len(o.clients.Names) > 0 && o.clients.CAFile == "" {
-		return nil, errors.New("--client-allowed-names: want --client-ca-file as well, without which nobody has a name")
+		return nil, errors.New("--client-allowed-names: want --client-ca-file, too")
 	}
 	if o.clients.CAFile != "" {
 		if _, err := cert.NewPool(o.clients.CAFile); err != nil {
@@ -245,8 +266,8 @@ func (o *serveOptions) certificates() (certs.Source, error) {
 		return source, nil
 	}
 	rotation, err := certs.NewRotation(certs.Options{
-		Secret:  types.NamespacedName{Namespace: o.namespace, Name: o.certSecret},
-		Service: name, Configurations: name, Lifetime: o.certLifetime,
+		Secret:  types.NamespacedName{Namespace: o.systemNamespace, Name: o.certSecret},
+		Service: installation.Name, Configurations: installation.Name, Lifetime: o.certLifetime,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("--cert-lifetime: %w", err)

@@ -125,12 +125,12 @@ func TestScan(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			known := map[string]bool{"alpha": true, "production": true}
-			got := found(Scan(Cluster{Pods: test.pods, Known: known}, options()))
+			got := found(Scan(Cluster{Pods: test.pods, Environments: known}, options()))
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Error(diff)
 			}
 			slices.Reverse(test.pods)
-			if again := found(Scan(Cluster{Pods: test.pods, Known: known}, options())); !slices.Equal(got, again) {
+			if again := found(Scan(Cluster{Pods: test.pods, Environments: known}, options())); !slices.Equal(got, again) {
 				t.Errorf("in the other order: %q", again)
 			}
 		})
@@ -206,7 +206,7 @@ func TestScanClaims(t *testing.T) {
 			{Name: "claim-held", Identity: id, Holders: []claim.Holder{{UID: "held", ClaimedAt: at(time.Hour)}}},
 			{Name: "claim-gone", Identity: id, Holders: []claim.Holder{{UID: "gone", ClaimedAt: at(time.Hour)}}},
 			{Name: "claim-flight", Identity: id, Holders: []claim.Holder{{UID: "flight", Pod: "flight", Environment: "alpha", ClaimedAt: at(time.Second)}}},
-			{Name: "claim-mark", Identity: id, Holders: []claim.Holder{{Mark: true, ClaimedAt: at(time.Second)}}},
+			{Name: "claim-mark", Identity: id, Holders: []claim.Holder{{Family: true, ClaimedAt: at(time.Second)}}},
 			{Name: "claim-bad", Unreadable: true},
 		},
 	}
@@ -219,7 +219,7 @@ func TestScanClaims(t *testing.T) {
 	if got != "[claim-gone] [unheld] [claim-bad] 1" {
 		t.Error(got)
 	}
-	if want := (InFlight{"claim-flight", "airflow", "flight", "alpha", now.Add(-time.Second)}); len(r.InFlight) != 1 || r.InFlight[0] != want {
+	if want := (PendingPod{"claim-flight", "airflow", "flight", "alpha", now.Add(-time.Second)}); len(r.InFlight) != 1 || r.InFlight[0] != want {
 		t.Errorf("%+v", r.InFlight)
 	}
 	c.Claims = nil
@@ -287,7 +287,7 @@ func TestCollect(t *testing.T) {
 	}, got); diff != "" || heard != 3 {
 		t.Error(heard, diff)
 	}
-	if diff := cmp.Diff(map[string]bool{"by-namespace": true, "by-account": true, "by-configuration": true}, cluster.Known); diff != "" {
+	if diff := cmp.Diff(map[string]bool{"by-namespace": true, "by-account": true, "by-configuration": true}, cluster.Environments); diff != "" {
 		t.Error(diff)
 	}
 	if len(cluster.Claims) != 1 || !cluster.Claims[0].Unreadable {
@@ -385,7 +385,7 @@ func TestReclaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]Outcome{}
-	for _, r := range results {
+	for _, r := range results.Pods {
 		got[r.Name] = r.Outcome
 	}
 	if diff := cmp.Diff(map[string]Outcome{"good": Reclaimed, "changed": Changed, "refused": Failed}, got); diff != "" {
@@ -401,13 +401,13 @@ func TestReclaim(t *testing.T) {
 	}
 
 	calls = nil
-	if results, err := (Reclaimer{}).Reclaim(t.Context(), report.Reclaimable()); err != nil || len(results) != 3 || results[0].Outcome != Planned || calls != nil {
+	if results, err := (Reclaimer{}).Reclaim(t.Context(), report.Reclaimable()); err != nil || len(results.Pods) != 3 || results.Pods[0].Outcome != Planned || calls != nil {
 		t.Errorf("a dry run: %+v %v %q", results, err, calls)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	interrupted := Reclaimer{Client: c, Limiter: flowcontrol.NewTokenBucketRateLimiter(1e6, 1), Done: func(Result) { cancel() }}
-	if results, err := interrupted.Reclaim(ctx, report.Reclaimable()); !errors.Is(err, context.Canceled) || len(results) == 3 {
-		t.Errorf("interrupted: %d results, %v", len(results), err)
+	if results, err := interrupted.Reclaim(ctx, report.Reclaimable()); !errors.Is(err, context.Canceled) || len(results.Pods) == 3 {
+		t.Errorf("interrupted: %d results, %v", len(results.Pods), err)
 	}
 }
 
@@ -432,7 +432,7 @@ func TestTable(t *testing.T) {
 	r := Scan(Cluster{Pods: pods, Claims: []Claim{{Name: "claim-bad", Unreadable: true}}}, options())
 	var table, wide, clean bytes.Buffer
 	nothing := Scan(Cluster{}, options())
-	if err := errors.Join(r.Table(&table), r.Wide(&wide), nothing.Table(&clean)); err != nil {
+	if err := errors.Join(Table(&table, r), Wide(&wide, r), Table(&clean, nothing)); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"32 task pods, 1 collisions, 30 leftovers", "COLLISION of task t of DAG d, run r, in namespace airflow", "3.0.0 to 8.3.0", "and 20 more leftovers", "claim-bad", "No pod of alpha, production declares"} {

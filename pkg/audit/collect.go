@@ -57,7 +57,7 @@ func (s Source) Collect(ctx context.Context) (Cluster, error) {
 	if err != nil {
 		return Cluster{}, fmt.Errorf("listing claims: %w", err)
 	}
-	if c.Known, err = s.environments(ctx); err != nil {
+	if c.Environments, err = s.environments(ctx); err != nil {
 		return Cluster{}, fmt.Errorf("listing environments: %w", err)
 	}
 	return c, nil

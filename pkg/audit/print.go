@@ -2,7 +2,6 @@ package audit
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -10,38 +9,16 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/duration"
-	"sigs.k8s.io/yaml"
 )
-
-// JSON prints a report for programs.
-func (r *Report) JSON(w io.Writer) error { return printJSON(w, r) }
-
-// YAML prints a report for programs.
-func (r *Report) YAML(w io.Writer) error { return printYAML(w, r) }
-
-func printJSON(w io.Writer, v any) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(v)
-}
-
-func printYAML(w io.Writer, v any) error {
-	out, err := yaml.Marshal(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(out)
-	return err
-}
 
 // few is how many rows of each kind Table shows.
 const few = 10
 
 // Table prints a report for people, on about one screen.
-func (r *Report) Table(w io.Writer) error { return r.print(w, few) }
+func Table(w io.Writer, r Report) error { return r.print(w, few) }
 
 // Wide prints a report for people, and all of it.
-func (r *Report) Wide(w io.Writer) error { return r.print(w, 0) }
+func Wide(w io.Writer, r Report) error { return r.print(w, 0) }
 
 // print prints a report; most is how many rows of each kind, 0 for all.
 func (r *Report) print(w io.Writer, most int) error {
@@ -177,3 +154,26 @@ func yesNo(b bool) string {
 }
 
 func age(now, then time.Time) string { return duration.HumanDuration(now.Sub(then)) }
+
+// ResultsTable prints results for people, with a summary.
+func ResultsTable(w io.Writer, all Results) error {
+	results := all.Pods
+	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), 0}
+	if len(results) > 0 {
+		p.row("NAMESPACE", "NAME", "ENVIRONMENT", "PHASE", "REASON", "OUTCOME", "DETAIL")
+	}
+	counts := map[Outcome]int{}
+	for _, r := range results {
+		counts[r.Outcome]++
+		p.row(r.Namespace, r.Name, cmp.Or(r.Environment, "<unknown>"), r.Phase, r.Reason, r.Outcome, cmp.Or(r.Error, r.Detail))
+	}
+	switch {
+	case len(results) == 0:
+		p.line("There is nothing to reclaim.")
+	case counts[Planned] > 0:
+		p.line("\n%d pods would be reclaimed. Nothing has been done; --yes does it.", counts[Planned])
+	default:
+		p.line("\n%d pods: reclaimed %d, changed %d, failed %d", len(results), counts[Reclaimed], counts[Changed], counts[Failed])
+	}
+	return p.Flush()
+}

@@ -1,13 +1,10 @@
 package audit
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -78,6 +75,16 @@ type Result struct {
 	Error   string  `json:"error,omitempty"`
 }
 
+// Results are the results of a reclaim.
+type Results struct {
+	Pods []Result `json:"pods"`
+}
+
+// Failed reports whether a pod could not be removed.
+func (r Results) Failed() bool {
+	return slices.ContainsFunc(r.Pods, func(r Result) bool { return r.Outcome == Failed })
+}
+
 // Reclaimer removes what a scan has found.
 type Reclaimer struct {
 	// Client is nil for a dry run.
@@ -92,8 +99,8 @@ type Reclaimer struct {
 // only if it is what it was when it was scanned. It can be interrupted at any
 // time, and done again: what is marked and not deleted is found by the next
 // scan. The error is that of ctx.
-func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) ([]Result, error) {
-	var results []Result
+func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) (Results, error) {
+	results := Results{Pods: []Result{}}
 	for _, f := range findings {
 		result := Result{Finding: f, Outcome: Planned}
 		if r.Client != nil {
@@ -114,7 +121,7 @@ func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) ([]Result, e
 				result.Outcome, result.Error = Failed, err.Error()
 			}
 		}
-		results = append(results, result)
+		results.Pods = append(results.Pods, result)
 		if r.Done != nil {
 			r.Done(result)
 		}
@@ -125,35 +132,3 @@ func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) ([]Result, e
 // LeftoverAge is for how long a finished pod is Airflow's own business, unless
 // somebody knows better: as long as it may look for it.
 const LeftoverAge = time.Hour
-
-// ResultsTable prints results for people, with a summary.
-func ResultsTable(w io.Writer, results []Result) error {
-	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), 0}
-	if len(results) > 0 {
-		p.row("NAMESPACE", "NAME", "ENVIRONMENT", "PHASE", "REASON", "OUTCOME", "DETAIL")
-	}
-	counts := map[Outcome]int{}
-	for _, r := range results {
-		counts[r.Outcome]++
-		p.row(r.Namespace, r.Name, cmp.Or(r.Environment, "<unknown>"), r.Phase, r.Reason, r.Outcome, cmp.Or(r.Error, r.Detail))
-	}
-	switch {
-	case len(results) == 0:
-		p.line("There is nothing to reclaim.")
-	case counts[Planned] > 0:
-		p.line("\n%d pods would be reclaimed. Nothing has been done; --yes does it.", counts[Planned])
-	default:
-		p.line("\n%d pods: reclaimed %d, changed %d, failed %d", len(results), counts[Reclaimed], counts[Changed], counts[Failed])
-	}
-	return p.Flush()
-}
-
-// ResultsJSON prints results for programs.
-func ResultsJSON(w io.Writer, results []Result) error { return printJSON(w, resultList{results}) }
-
-// ResultsYAML prints results for programs.
-func ResultsYAML(w io.Writer, results []Result) error { return printYAML(w, resultList{results}) }
-
-type resultList struct {
-	Pods []Result `json:"pods"`
-}

@@ -130,7 +130,7 @@ func checks(scan func() (scan, error)) []check {
 }
 
 // Run does all checks, one after the other.
-func (i *Installation) Run(ctx context.Context) []Result {
+func (i *Installation) Run(ctx context.Context) Results {
 	// Two checks share one scan, which lists all task pods. They run only with a
 	// valid configuration.
 	scan := sync.OnceValues(func() (s scan, err error) {
@@ -152,5 +152,5 @@ func (i *Installation) Run(ctx context.Context) []Result {
 		}
 		results = append(results, r)
 	}
-	return results
+	return Results{results}
 }

@@ -327,7 +327,7 @@ func (c *cluster) run(t *testing.T) []Result {
 			return c.version, nil
 		},
 	}
-	return i.Run(t.Context())
+	return i.Run(t.Context()).Checks
 }
 
 // refuse returns the error of a request that is not answered, or not allowed,
@@ -418,7 +418,7 @@ func (c *cluster) admit(pod *corev1.Pod) error {
 				Pod: taskpod.FromMeta(pod, ""), Requester: policy.Requester{Username: "jane", Environment: environment}, Now: c.now,
 			}, nil, settings.Policy())
 			if !decision.Allowed && settings.Enforcement == config.EnforcementDeny {
-				return webhookerrors.ToStatusErr(name, &metav1.Status{Code: decision.Code, Reason: metav1.StatusReasonForbidden, Message: decision.Told})
+				return webhookerrors.ToStatusErr(name, &metav1.Status{Code: decision.Code, Reason: metav1.StatusReasonForbidden, Message: decision.PublicMessage})
 			}
 		}
 		return nil

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -9,29 +8,26 @@ import (
 	"github.com/fatih/color"
 )
 
-// Failures are the results that have failed.
-func Failures(results []Result) int { return count(results)[Failed] }
+// Results are the results of all checks.
+type Results struct {
+	Checks []Result `json:"checks"`
+}
 
-func count(results []Result) map[Status]int {
+// Failed reports whether a check has failed.
+func (r Results) Failed() bool { return r.count()[Failed] > 0 }
+
+func (r Results) count() map[Status]int {
 	counts := map[Status]int{}
-	for _, r := range results {
-		counts[r.Status]++
+	for _, result := range r.Checks {
+		counts[result.Status]++
 	}
 	return counts
 }
 
-// JSON prints the results for programs.
-func JSON(w io.Writer, results []Result) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(struct {
-		Checks []Result `json:"checks"`
-	}{results})
-}
-
-// Table prints the results for people. Whether there are colours is up to
-// [color.NoColor].
-func Table(w io.Writer, results []Result) error {
+// Table prints the results for people, in colours unless [color.NoColor] is
+// set.
+func Table(w io.Writer, all Results) error {
+	results := all.Checks
 	var b strings.Builder
 	signs := map[Status]string{
 		OK: color.GreenString("✓"), Warning: color.YellowString("!"), Failed: color.RedString("✗"), Skipped: color.New(color.Faint).Sprint("-"),
@@ -63,7 +59,7 @@ func Table(w io.Writer, results []Result) error {
 		}
 		fmt.Fprintln(&b, detail(indent, r.Detail)+detail(indent+"Cure: ", r.Cure)+detail(indent, r.Docs))
 	}
-	counts := count(results)
+	counts := all.count()
 	fmt.Fprintf(&b, "\n%d checks: ok %d, warning %d, failed %d, skipped %d\n",
 		len(results), counts[OK], counts[Warning], counts[Failed], counts[Skipped])
 	_, err := io.WriteString(w, b.String())

@@ -20,7 +20,7 @@
 //   - the very pod (by UID) can be seen, and Airflow no longer finds it; or
 //   - its own watch of pods has told of the very pod's end, and after that the
 //     API server does not have it; or
-//   - the claim was read first, the pod is not found after that, and InFlight
+//   - the claim was read first, the pod is not found after that, and GracePeriod
 //     has passed, so that no request that could still create it is alive;
 //
 // and writes that with the resourceVersion that it read. Whoever comes second
@@ -37,7 +37,7 @@
 // stands for the whole family: before the claim of its own, a mapped pod sees
 // to it that the family's carries a mark, a holder that stands for any number
 // of mapped pods of its environment. The mark is renewed at most once in
-// markRenewal, whatever the number of pods. It says only that mapped pods may
+// placeholderRenewal, whatever the number of pods. It says only that mapped pods may
 // be appearing; those that have appeared are found in the cache.
 package claim
 
@@ -74,16 +74,16 @@ const (
 )
 
 const (
-	// InFlight is how long after its claim a pod that cannot be seen may still
+	// GracePeriod is how long after its claim a pod that cannot be seen may still
 	// appear. A request to the API server lives 34 s at most
 	// (--request-timeout, and the deadline of the write); the rest allows for
 	// replicas whose clocks differ.
-	InFlight = 60 * time.Second
+	GracePeriod = 60 * time.Second
 
-	// markRenewal is how old a family's mark may be for another mapped pod to
+	// placeholderRenewal is how old a family's mark may be for another mapped pod to
 	// rely on it. A mark outlives the pods that rely on it: it counts for
-	// markRenewal + InFlight.
-	markRenewal = 30 * time.Second
+	// placeholderRenewal + GracePeriod.
+	placeholderRenewal = 30 * time.Second
 
 	// maxHolders bounds a claim. A task has that many pods only if all its
 	// tries are kept, and none is marked as checked.
@@ -104,7 +104,7 @@ type Holder struct {
 	Try         string `json:"try,omitempty"`
 	// Mark is set on a holder that stands for all mapped pods of a family and
 	// an environment, none of which it names.
-	Mark bool `json:"mark,omitempty"`
+	Family bool `json:"mark,omitempty"`
 	// ClaimedAt is the time of the admission, by the replica's clock.
 	ClaimedAt metav1.Time `json:"claimedAt"`
 }
@@ -118,9 +118,9 @@ func holderOf(p taskpod.Pod, environmentLabel string, at time.Time) Holder {
 	}
 }
 
-// markOf is the mark of a mapped pod's family, which stands for others as well.
-func markOf(h Holder) Holder {
-	return Holder{Mark: true, Environment: h.Environment, Declared: h.Declared, ClaimedAt: h.ClaimedAt}
+// placeholderOf is the mark of a mapped pod's family, which stands for others as well.
+func placeholderOf(h Holder) Holder {
+	return Holder{Family: true, Environment: h.Environment, Declared: h.Declared, ClaimedAt: h.ClaimedAt}
 }
 
 func (h Holder) sameEnvironment(o Holder) bool {
@@ -131,10 +131,10 @@ func (h Holder) sameEnvironment(o Holder) bool {
 func (h Holder) inFlight(now time.Time) bool { return now.Before(h.expires()) }
 
 func (h Holder) expires() time.Time {
-	if h.Mark {
-		return h.ClaimedAt.Add(markRenewal + InFlight)
+	if h.Family {
+		return h.ClaimedAt.Add(placeholderRenewal + GracePeriod)
 	}
-	return h.ClaimedAt.Add(InFlight)
+	return h.ClaimedAt.Add(GracePeriod)
 }
 
 // assumed is the holder as a pod, from what the claim recorded of it.
@@ -187,15 +187,15 @@ func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, e
 func read(lease *coordinationv1.Lease, now time.Time) (holders []Holder, ok bool) {
 	v := cmp.Or(lease.Labels[Label], version)
 	err := json.Unmarshal([]byte(lease.Annotations[annotationHolders]), &holders)
-	if v != version || err != nil || len(holders) == 0 || len(holders) > maxHolders || slices.ContainsFunc(holders, Holder.forged) {
+	if v != version || err != nil || len(holders) == 0 || len(holders) > maxHolders || slices.ContainsFunc(holders, Holder.invalid) {
 		return []Holder{{ClaimedAt: metav1.NewTime(now)}}, false
 	}
 	return holders, true
 }
 
-// forged reports whether solepod can not have written a holder. Its pod could
+// invalid reports whether solepod can not have written a holder. Its pod could
 // not be asked for, or the claim could not be written with it, for ever.
-func (h Holder) forged() bool {
+func (h Holder) invalid() bool {
 	year := h.ClaimedAt.UTC().Year()
 	return h.Pod != "" && len(validation.IsDNS1123Subdomain(h.Pod)) > 0 ||
 		len(validation.IsValidLabelValue(h.Environment))+len(validation.IsValidLabelValue(h.Try)) > 0 ||
@@ -227,7 +227,7 @@ func describe(id taskpod.Identity, holders []Holder) string {
 			break
 		}
 		name := cmp.Or(h.Pod, "unknown")
-		if h.Mark {
+		if h.Family {
 			name = "mapped pods"
 		}
 		names = append(names, fmt.Sprintf("%s (%s)", name, cmp.Or(h.Environment, "unknown")))
@@ -239,8 +239,8 @@ func describe(id taskpod.Identity, holders []Holder) string {
 	return fmt.Sprintf("%s for %s", strings.Join(names, ", "), task)
 }
 
-// sighting is a holder, and what the API server has under its name.
-type sighting struct {
+// observation is a holder, and what the API server has under its name.
+type observation struct {
 	Holder
 	// found is nil where there is no pod, or none of this task.
 	found *taskpod.Pod
@@ -249,10 +249,10 @@ type sighting struct {
 }
 
 // itself reports whether the very pod that the holder stands for was found.
-func (s sighting) itself() bool { return s.found != nil && s.found.UID == s.UID }
+func (s observation) itself() bool { return s.found != nil && s.found.UID == s.UID }
 
 // holds reports whether the holder still counts.
-func (s sighting) holds(now time.Time) bool {
+func (s observation) holds(now time.Time) bool {
 	if s.itself() {
 		return !s.found.Checked()
 	}
@@ -269,9 +269,9 @@ func (s sighting) holds(now time.Time) bool {
 // as long as its own pod may still appear. That is so for holders of the
 // submission's own name, too, though they do not stand in its way: should its
 // pod come and go at once, theirs might still appear.
-func decide(n policy.Submission, mine Holder, seen []sighting, s policy.Settings) (policy.Decision, []Holder) {
+func decide(n policy.Submission, mine Holder, seen []observation, s policy.Settings) (policy.Decision, []Holder) {
 	id, _ := n.Pod.Identity()
-	if mine.Mark {
+	if mine.Family {
 		id = id.AnyIndex()
 	}
 	var (
@@ -287,9 +287,9 @@ func decide(n policy.Submission, mine Holder, seen []sighting, s policy.Settings
 			}
 		}
 		switch {
-		case x.Mark && mine.Mark: // mapped pods beside mapped pods
+		case x.Family && mine.Family: // mapped pods beside mapped pods
 			if x.sameEnvironment(mine) {
-				marked = marked || n.Now.Before(x.ClaimedAt.Add(markRenewal))
+				marked = marked || n.Now.Before(x.ClaimedAt.Add(placeholderRenewal))
 				continue
 			}
 		case x.UID != "" && x.UID == mine.UID:
@@ -308,17 +308,17 @@ func decide(n policy.Submission, mine Holder, seen []sighting, s policy.Settings
 	return decision, append(holders, mine)
 }
 
-func holdsUID(seen []sighting, uid types.UID) bool {
-	return slices.ContainsFunc(seen, func(x sighting) bool { return x.UID == uid })
+func holdsUID(seen []observation, uid types.UID) bool {
+	return slices.ContainsFunc(seen, func(x observation) bool { return x.UID == uid })
 }
 
 // repair returns what a claim should say: the holders that still count, and
 // the pods that are there but not in it. The pods are those of this identity
 // that are known. Holders of whom nothing is known but that they were not
 // found stay until they expire, the first of them after wait (0: none).
-func repair(now time.Time, seen []sighting, pods []taskpod.Pod, environmentLabel string) (holders []Holder, wait time.Duration) {
+func repair(now time.Time, seen []observation, pods []taskpod.Pod, environmentLabel string) (holders []Holder, wait time.Duration) {
 	for _, x := range seen {
-		if x.ClaimedAt.After(now.Add(InFlight)) {
+		if x.ClaimedAt.After(now.Add(GracePeriod)) {
 			x.ClaimedAt = metav1.NewTime(now) // else it would never expire
 		}
 		if !x.holds(now) {

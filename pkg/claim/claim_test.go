@@ -69,8 +69,8 @@ func submission(line string) policy.Submission {
 	return policy.Submission{Pod: taskpod.FromMeta(newPod(line, "n1"), ""), Now: now}
 }
 
-func claimsOn(api API) *Claims {
-	return &Claims{API: api, Namespace: "solepod", Settings: modelSettings, Gone: nobody}
+func claimsOn(api API) *Claimer {
+	return &Claimer{API: api, Namespace: "solepod", Settings: modelSettings, Deleted: nobody}
 }
 
 func nobody(types.UID) bool { return false }
@@ -104,7 +104,7 @@ func holdersOf(t *testing.T, c client.Reader, line string) string {
 	}
 	for _, h := range holders {
 		name := h.Pod
-		if h.Mark {
+		if h.Family {
 			name = "mark"
 		}
 		words = append(words, fmt.Sprintf("%s/%s@%s", name, h.UID, now.Sub(h.ClaimedAt.Time)))
@@ -177,7 +177,7 @@ func TestDescribe(t *testing.T) {
 	id, _ := taskpod.FromMeta(newPod("x dag_id=d task_id=t run_id=r map_index=3", ""), "").Identity()
 	for want, holders := range map[string][]Holder{
 		"a (alpha) for jobs/d/t/run_id=r/3":                               {{Pod: "a", Environment: "alpha"}},
-		"a (unknown), mapped pods (beta) for jobs/d/t/run_id=r/3":         {{Pod: "a"}, {Mark: true, Environment: "beta"}},
+		"a (unknown), mapped pods (beta) for jobs/d/t/run_id=r/3":         {{Pod: "a"}, {Family: true, Environment: "beta"}},
 		"unknown (unknown), b (x), c (x), 2 more for jobs/d/t/run_id=r/3": {{}, {Pod: "b", Environment: "x"}, {Pod: "c", Environment: "x"}, {}, {}},
 	} {
 		if diff := cmp.Diff(want, describe(id, holders)); diff != "" {
@@ -212,10 +212,10 @@ func ended(pod *corev1.Pod) *corev1.Pod {
 	return pod
 }
 
-func marked(h Holder) Holder { return markOf(h) }
+func marked(h Holder) Holder { return placeholderOf(h) }
 
 func TestTake(t *testing.T) {
-	const long = InFlight + markRenewal
+	const long = GracePeriod + placeholderRenewal
 	garbage := func(change func(*coordinationv1.Lease)) *coordinationv1.Lease {
 		l := lease("n", held("x alpha~", "x1", long))
 		change(l)
@@ -232,7 +232,7 @@ func TestTake(t *testing.T) {
 		"in flight, earlier try":       {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n alpha~ try_number=2", "admit: x/x1@1s n/n1@0s"},
 		"in flight, both declared":     {[]client.Object{lease("n", held("x alpha!", "x1", time.Second))}, "n beta!", "admit: x/x1@1s n/n1@0s"},
 		"in flight, one declared":      {[]client.Object{lease("n", held("x alpha~", "x1", time.Second))}, "n beta!", "InFlight: x/x1@1s"},
-		"expired":                      {[]client.Object{lease("n", held("x alpha~", "x1", InFlight))}, "n beta~", "admit: n/n1@0s"},
+		"expired":                      {[]client.Object{lease("n", held("x alpha~", "x1", GracePeriod))}, "n beta~", "admit: n/n1@0s"},
 		"live":                         {[]client.Object{lease("n", held("x alpha~", "x1", long)), newPod("x alpha~", "x1")}, "n beta~", "DuplicateEnvironment: x/x1@1m30s"},
 		// A Pending pod is not dead, however long it has been so.
 		"Pending for long": {[]client.Object{lease("n", held("x", "x1", 24*time.Hour)), newPod("x", "x1")}, "n", "DuplicateTry: x/x1@24h0m0s"},
@@ -311,7 +311,7 @@ func TestTake(t *testing.T) {
 func many(n int) []Holder {
 	holders := make([]Holder, n)
 	for i := range holders {
-		holders[i] = held(fmt.Sprint("x", i), types.UID(fmt.Sprint("x", i)), 2*InFlight)
+		holders[i] = held(fmt.Sprint("x", i), types.UID(fmt.Sprint("x", i)), 2*GracePeriod)
 	}
 	return holders
 }
@@ -335,7 +335,7 @@ func TestMarks(t *testing.T) {
 	alpha, beta := held("x alpha~", "", 0), held("x beta~", "", 0)
 	at := func(h Holder, ago time.Duration) Holder {
 		h.ClaimedAt = metav1.NewTime(now.Add(-ago))
-		return markOf(h)
+		return placeholderOf(h)
 	}
 	for name, tc := range map[string]struct {
 		there []Holder
@@ -427,7 +427,7 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 // Under the deadline, others that write all the time are a denial that
 // recent providers of Airflow answer by trying again.
 func TestTakeUnderContention(t *testing.T) {
-	c := interceptor.NewClient(cluster(lease("n", held("x", "x1", InFlight))), interceptor.Funcs{
+	c := interceptor.NewClient(cluster(lease("n", held("x", "x1", GracePeriod))), interceptor.Funcs{
 		Update: func(_ context.Context, _ client.WithWatch, obj client.Object, _ ...client.UpdateOption) error {
 			return apierrors.NewConflict(coordinationv1.Resource("leases"), obj.GetName(), errors.New("changed"))
 		},
@@ -474,7 +474,7 @@ func TestPatience(t *testing.T) {
 }
 
 func TestReconcile(t *testing.T) {
-	const long = 2 * InFlight
+	const long = 2 * GracePeriod
 	future := held("x", "x1", -24*time.Hour)
 	broken := func(l *coordinationv1.Lease) *coordinationv1.Lease {
 		l.Annotations[annotationHolders] = "hello"
@@ -500,7 +500,7 @@ func TestReconcile(t *testing.T) {
 		"in flight, and gone":      {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x1", want: "none"},
 		"in flight, its label taken off": {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))},
 			unseen: []client.Object{newPod("x kubernetes_pod_operator-", "x1")}, gone: "x1", want: "x/x1@20s", wait: 40 * time.Second},
-		"expired, its label taken off": {objects: []client.Object{lease("x", held("x", "x1", InFlight))},
+		"expired, its label taken off": {objects: []client.Object{lease("x", held("x", "x1", GracePeriod))},
 			unseen: []client.Object{newPod("x kubernetes_pod_operator-", "x1")}, gone: "x1", want: "none"},
 		"in flight, its label put back": {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))},
 			unseen: []client.Object{newPod("x", "x1")}, gone: "x1", want: "x/x1@20s"},
@@ -509,17 +509,17 @@ func TestReconcile(t *testing.T) {
 		"in flight, another is gone":     {objects: []client.Object{lease("x", held("x", "x1", 20*time.Second))}, gone: "x0", want: "x/x1@20s", wait: 40 * time.Second},
 		"held":                           {objects: []client.Object{lease("x", held("x", "x1", long)), newPod("x", "x1")}, want: "x/x1@2m0s"},
 		"held, then checked":             {objects: []client.Object{lease("x", held("x", "x1", long)), checked(newPod("x", "x1"))}, want: "none"},
-		"expired":                        {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, want: "none"},
-		"expired, but there":             {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, unseen: []client.Object{newPod("x", "x1")}, want: "x/x1@1m0s"},
-		"expired, another has the name":  {objects: []client.Object{lease("x", held("x", "x1", InFlight))}, unseen: []client.Object{newPod("x", "x2")}, want: "none"},
-		"replaced under its name":        {objects: []client.Object{lease("x", held("x", "x1", InFlight)), newPod("x", "x2")}, want: "x/x2@1h0m0s"},
+		"expired":                        {objects: []client.Object{lease("x", held("x", "x1", GracePeriod))}, want: "none"},
+		"expired, but there":             {objects: []client.Object{lease("x", held("x", "x1", GracePeriod))}, unseen: []client.Object{newPod("x", "x1")}, want: "x/x1@1m0s"},
+		"expired, another has the name":  {objects: []client.Object{lease("x", held("x", "x1", GracePeriod))}, unseen: []client.Object{newPod("x", "x2")}, want: "none"},
+		"replaced under its name":        {objects: []client.Object{lease("x", held("x", "x1", GracePeriod)), newPod("x", "x2")}, want: "x/x2@1h0m0s"},
 		"one of two is gone":             {objects: []client.Object{lease("x", held("x", "x1", long), held("y", "y1", long)), newPod("y", "y1")}, want: "y/y1@2m0s"},
 		"a mark":                         {objects: []client.Object{lease("x", marked(held("x", "", 80*time.Second)))}, want: "mark/@1m20s", wait: 10 * time.Second},
 		"an old mark":                    {objects: []client.Object{lease("x", marked(held("x", "", 90*time.Second)))}, want: "none"},
-		"garbage":                        {objects: []client.Object{broken(lease("x", held("x", "x1", 0)))}, want: "/@0s", wait: InFlight},
-		"garbage, no labels":             {objects: []client.Object{noLabels(broken(lease("x", held("x", "x1", 0))))}, want: "/@0s", wait: InFlight},
-		"garbage with a pod":             {objects: []client.Object{broken(lease("x", held("x", "x1", 0))), newPod("x", "x1")}, want: "/@0s x/x1@1h0m0s", wait: InFlight},
-		"of the future":                  {objects: []client.Object{lease("x", future)}, want: "x/x1@0s", wait: InFlight},
+		"garbage":                        {objects: []client.Object{broken(lease("x", held("x", "x1", 0)))}, want: "/@0s", wait: GracePeriod},
+		"garbage, no labels":             {objects: []client.Object{noLabels(broken(lease("x", held("x", "x1", 0))))}, want: "/@0s", wait: GracePeriod},
+		"garbage with a pod":             {objects: []client.Object{broken(lease("x", held("x", "x1", 0))), newPod("x", "x1")}, want: "/@0s x/x1@1h0m0s", wait: GracePeriod},
+		"of the future":                  {objects: []client.Object{lease("x", future)}, want: "x/x1@0s", wait: GracePeriod},
 		"labels taken off, pod is there": {objects: []client.Object{noLabels(lease("x", held("x", "x1", long))), newPod("x", "x1")}, want: "x/x1@2m0s"},
 		"labels taken off, expired":      {objects: []client.Object{noLabels(lease("x", held("x", "x1", long)))}, want: "none"},
 	}
@@ -527,7 +527,7 @@ func TestReconcile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cache, live := cluster(tc.objects...), cluster(append(tc.objects, tc.unseen...)...)
 			r := &Reconciler{Cache: cache, Pods: known{cache}, API: live, Namespace: "solepod", Settings: modelSettings,
-				Gone: func(uid types.UID) bool { return uid == tc.gone && uid != "" }, Now: func() time.Time { return now }}
+				Deleted: func(uid types.UID) bool { return uid == tc.gone && uid != "" }, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
 			result, err := r.Reconcile(t.Context(), Request(Name(id)))
 			if err != nil {
@@ -552,13 +552,13 @@ func TestReconcile(t *testing.T) {
 func TestReconcileFromAnOldCache(t *testing.T) {
 	for name, tc := range map[string]struct{ cached, live []client.Object }{
 		"the claim is not known yet": {[]client.Object{newPod("x", "x1")}, []client.Object{newPod("x", "x1"), lease("x", held("y", "y1", 0))}},
-		"the claim is gone already":  {[]client.Object{newPod("y", "y1"), lease("x", held("x", "x1", 2*InFlight))}, []client.Object{newPod("y", "y1")}},
+		"the claim is gone already":  {[]client.Object{newPod("y", "y1"), lease("x", held("x", "x1", 2*GracePeriod))}, []client.Object{newPod("y", "y1")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			live := cluster(tc.live...)
 			before := holdersOf(t, live, "x")
 			cache := cluster(tc.cached...)
-			r := &Reconciler{Cache: cache, Pods: known{cache}, API: live, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return now }}
+			r := &Reconciler{Cache: cache, Pods: known{cache}, API: live, Namespace: "solepod", Settings: modelSettings, Deleted: nobody, Now: func() time.Time { return now }}
 			id, _ := taskpod.FromMeta(newPod("x", ""), "").Identity()
 			result, err := r.Reconcile(t.Context(), Request(Name(id)))
 			if err != nil || result.RequeueAfter != retryAfter {
@@ -608,7 +608,7 @@ func TestPodEvents(t *testing.T) {
 		"deleted and created again": {before: meta("x", "1"), after: meta("x", "2"), want: []string{at(own, "0s"), at(own, "0s")}, gone: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			q, gone := &recorded{}, NewGone()
+			q, gone := &recorded{}, NewDeletedPods()
 			events := podEvents(gone)
 			switch {
 			case tc.created != nil:
@@ -658,7 +658,7 @@ func TestGone(t *testing.T) {
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gone, pods := NewGone(), &informer{}
+			gone, pods := NewDeletedPods(), &informer{}
 			if err := gone.Watch(pods); err != nil {
 				t.Fatal(err)
 			}

@@ -69,7 +69,7 @@ func FuzzClaim(f *testing.F) {
 	}
 	x := held("x alpha~", "x1", time.Second)
 	for _, holders := range []string{
-		"", "null", "[]", "[{}]", "[null]", "hello", `{"pod":"x"}`, `[{"pod":7}]`, "[" + "[", ofNobody(x), ofNobody(x, markOf(x)), ofNobody(many(maxHolders)...), ofNobody(many(maxHolders + 1)...),
+		"", "null", "[]", "[{}]", "[null]", "hello", `{"pod":"x"}`, `[{"pod":7}]`, "[" + "[", ofNobody(x), ofNobody(x, placeholderOf(x)), ofNobody(many(maxHolders)...), ofNobody(many(maxHolders + 1)...),
 		`[{"pod":"x","uid":"x1","environment":"a b","claimedAt":"2026-01-01T00:00:00Z"}]`,
 		`[{"pod":"x","uid":"x1","try":"\u0000","claimedAt":"2026-01-01T00:00:00Z"}]`,
 		`[{"pod":"../x","uid":"x1","claimedAt":"2025-01-01T00:00:00Z"}]`,
@@ -113,14 +113,14 @@ func FuzzClaim(f *testing.F) {
 		c = strict(t, edited.DeepCopy(), there.DeepCopy())
 		at := now
 		cache := cluster(edited.DeepCopy(), there.DeepCopy())
-		r := &Reconciler{Cache: cache, Pods: known{cache}, API: c, Namespace: "solepod", Settings: modelSettings, Gone: nobody, Now: func() time.Time { return at }}
+		r := &Reconciler{Cache: cache, Pods: known{cache}, API: c, Namespace: "solepod", Settings: modelSettings, Deleted: nobody, Now: func() time.Time { return at }}
 		for range 3 {
 			if _, err := r.Reconcile(t.Context(), Request(edited.Name)); err != nil {
 				t.Errorf("repairing: %v", err)
 			}
 			readable(t, c, edited)
 			r.Cache, r.Pods = c, known{c}
-			at = at.Add(2 * InFlight) // longer than a mark counts
+			at = at.Add(2 * GracePeriod) // longer than a mark counts
 		}
 		if err := c.Delete(t.Context(), there); err != nil {
 			t.Fatal(err)

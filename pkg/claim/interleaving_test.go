@@ -256,7 +256,7 @@ type scenario struct {
 	creators []creator
 	existing []string // pods that nobody has claimed, older than all that happens
 	// caches is set where guards know the pods that have been there for
-	// InFlight. Elsewhere they know nothing but claims.
+	// GracePeriod. Elsewhere they know nothing but claims.
 	caches bool
 	moves
 }
@@ -358,7 +358,7 @@ func newPod(line string, uid types.UID) *corev1.Pod {
 // protocol is the code under test: the real one, or one of the broken variants.
 type protocol struct {
 	server    func(*run) API // as guards see it
-	take      func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision
+	take      func(ctx context.Context, claims *Claimer, n policy.Submission) policy.Decision
 	reconcile func(ctx context.Context, r *run, req Request)
 	// uid is a pod's UID, of which a variant may take another view.
 	uid func(pod string, uid types.UID) types.UID
@@ -366,11 +366,11 @@ type protocol struct {
 
 var modelSettings = policy.Settings{EnvironmentLabel: envLabel, SelectorIncludesLabels: true}
 
-func realClaims(api API, r *run) *Claims {
+func realClaims(api API, r *run) *Claimer {
 	fired := make(chan time.Time)
 	close(fired)
-	return &Claims{
-		API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone,
+	return &Claimer{
+		API: api, Namespace: "solepod", Settings: modelSettings, Deleted: r.gone,
 		after: func(time.Duration) <-chan time.Time { return fired },
 	}
 }
@@ -382,7 +382,7 @@ type caches interface {
 }
 
 func realReconciler(c caches, api API, r *run) *Reconciler {
-	return &Reconciler{Cache: c, Pods: c, API: api, Namespace: "solepod", Settings: modelSettings, Gone: r.gone, Now: r.now}
+	return &Reconciler{Cache: c, Pods: c, API: api, Namespace: "solepod", Settings: modelSettings, Deleted: r.gone, Now: r.now}
 }
 
 func must[T any](value T, err error) T {
@@ -395,7 +395,7 @@ func must[T any](value T, err error) T {
 func realProtocol() protocol {
 	return protocol{
 		server: func(r *run) API { return server{r} },
-		take: func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision {
+		take: func(ctx context.Context, claims *Claimer, n policy.Submission) policy.Decision {
 			return must(claims.Take(ctx, n, false))
 		},
 		reconcile: func(ctx context.Context, r *run, req Request) {
@@ -454,9 +454,9 @@ func (e *explorer) explore(s *state) {
 		}
 	}
 	if s.left.expiries > 0 {
-		next("wait for InFlight", func(s *state) {
+		next("wait for GracePeriod", func(s *state) {
 			s.left.expiries--
-			s.now = s.now.Add(InFlight + markRenewal)
+			s.now = s.now.Add(GracePeriod + placeholderRenewal)
 			if e.scenario.caches {
 				s.known = s.taskPods()
 			}
@@ -671,7 +671,7 @@ func (e *explorer) holders(s *state, claim string) []Holder {
 // the claims are exactly those of the pods that Airflow finds.
 func (e *explorer) settle(s *state) string {
 	for range 3 {
-		s.now = s.now.Add(InFlight + markRenewal)
+		s.now = s.now.Add(GracePeriod + placeholderRenewal)
 		s.watchPods()
 		s.cache.leases = maps.Clone(s.leases)
 		for _, claim := range e.claims() {
@@ -832,7 +832,7 @@ func TestBrokenProtocolsAreFound(t *testing.T) {
 			p.server = func(r *run) API { return replacing{server{r}} }
 		},
 		"a mapped pod leaves no mark for its family": func(p *protocol) {
-			p.take = func(ctx context.Context, claims *Claims, n policy.Submission) policy.Decision {
+			p.take = func(ctx context.Context, claims *Claimer, n policy.Submission) policy.Decision {
 				id, _ := n.Pod.Identity()
 				return must(claims.take(ctx, id, n, holderOf(n.Pod, envLabel, n.Now), false))
 			}

@@ -39,7 +39,7 @@ func TestKey(t *testing.T) {
 		"a claim of another UID":         func(s *state) { s.leases["x"] = claim(func(l *coordinationv1.Lease) { l.UID = "7" }) },
 		"a claim of another holder":      func(s *state) { s.leases["x"] = lease("x", held("x", "2", 0)) },
 		"a claim in the cache":           func(s *state) { s.cache.leases["x"] = claim(func(*coordinationv1.Lease) {}) },
-		"later":                          func(s *state) { s.now = s.now.Add(InFlight) },
+		"later":                          func(s *state) { s.now = s.now.Add(GracePeriod) },
 		"a creator admitted":             func(s *state) { s.creators[0].phase = admitted },
 		"another creator admitted":       func(s *state) { s.creators[1].phase = admitted },
 		"a creator's second attempt":     func(s *state) { s.creators[0].attempt = 1 },

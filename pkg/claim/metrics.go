@@ -85,7 +85,7 @@ func (m *Metrics) took(began time.Time, d policy.Decision, err error) {
 }
 
 // repaired notes what the Reconciler has made of the holders of a claim.
-func (m *Metrics) repaired(claim string, seen []sighting, next []Holder) {
+func (m *Metrics) repaired(claim string, seen []observation, next []Holder) {
 	if m == nil {
 		return
 	}
@@ -102,7 +102,7 @@ func (m *Metrics) repaired(claim string, seen []sighting, next []Holder) {
 	switch {
 	case len(next) == 0:
 		delete(m.states, claim)
-	case adopted > 0 || slices.ContainsFunc(seen, sighting.itself):
+	case adopted > 0 || slices.ContainsFunc(seen, observation.itself):
 		m.states[claim] = stateHeld
 	default:
 		m.states[claim] = stateInFlight

@@ -27,14 +27,14 @@ type API interface {
 	Delete(ctx context.Context, obj client.Object, opts ...client.DeleteOption) error
 }
 
-// Claims takes claims.
-type Claims struct {
+// Claimer takes claims.
+type Claimer struct {
 	API API
 	// Namespace is where the claims are: solepod's own.
 	Namespace string
 	Settings  policy.Settings
 	// Gone reports whether a pod has been seen, and its watch has told of its end.
-	Gone func(types.UID) bool
+	Deleted func(types.UID) bool
 	// Patience is how long Take waits for a pod in flight to appear, or to be told
 	// that it has come and gone, before it denies.
 	Patience time.Duration
@@ -51,7 +51,7 @@ type Claims struct {
 // It answers within the deadline of ctx: with a denial if others are creating
 // pods of this task faster than it can look, with an error of status 503 if
 // the API server does not answer, or the claim is full.
-func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (d policy.Decision, err error) {
+func (c *Claimer) Take(ctx context.Context, n policy.Submission, dryRun bool) (d policy.Decision, err error) {
 	began := time.Now()
 	defer func() { c.Metrics.took(began, d, err) }()
 	id, ok := n.Pod.Identity()
@@ -62,7 +62,7 @@ func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (d 
 	if !id.Mapped {
 		return c.take(ctx, id, n, mine, dryRun)
 	}
-	family, err := c.take(ctx, id.AnyIndex(), n, markOf(mine), dryRun)
+	family, err := c.take(ctx, id.AnyIndex(), n, placeholderOf(mine), dryRun)
 	if err != nil || !family.Allowed {
 		return family, err
 	}
@@ -73,9 +73,9 @@ func (c *Claims) Take(ctx context.Context, n policy.Submission, dryRun bool) (d 
 
 // take puts mine among the holders of one claim. The common case, that there
 // is no claim yet, costs one write and no read. Marks are mostly there already.
-func (c *Claims) take(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, dryRun bool) (policy.Decision, error) {
+func (c *Claimer) take(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, dryRun bool) (policy.Decision, error) {
 	began := time.Now()
-	assumeNone := !mine.Mark && !dryRun
+	assumeNone := !mine.Family && !dryRun
 	contended := false
 	after := c.after
 	if after == nil {
@@ -118,10 +118,10 @@ var errContended = errors.New("somebody else wrote first")
 var errFull = apierrors.NewServiceUnavailable("the claim is full")
 
 // attempt is one round of read, decide and write.
-func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, assumeNone, dryRun bool) (policy.Decision, error) {
+func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, assumeNone, dryRun bool) (policy.Decision, error) {
 	lease := coordinationv1.Lease{}
 	lease.Namespace, lease.Name = c.Namespace, Name(id)
-	var seen []sighting
+	var seen []observation
 	if !assumeNone {
 		err := c.API.Get(ctx, client.ObjectKeyFromObject(&lease), &lease)
 		switch {
@@ -130,7 +130,7 @@ func (c *Claims) attempt(ctx context.Context, id taskpod.Identity, n policy.Subm
 			return policy.Decision{}, wrap("reading", &lease, err)
 		default:
 			holders, _ := read(&lease, n.Now)
-			if seen, err = c.sight(ctx, id, holders); err != nil {
+			if seen, err = c.observe(ctx, id, holders); err != nil {
 				return policy.Decision{}, err
 			}
 		}
@@ -180,10 +180,10 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 }
 
 // sight looks at the API server for the pod of each holder.
-func (c *Claims) sight(ctx context.Context, id taskpod.Identity, holders []Holder) ([]sighting, error) {
-	seen := make([]sighting, 0, len(holders))
+func (c *Claimer) observe(ctx context.Context, id taskpod.Identity, holders []Holder) ([]observation, error) {
+	seen := make([]observation, 0, len(holders))
 	for _, h := range holders {
-		x, err := look(ctx, c.API, id, h, c.Gone(h.UID))
+		x, err := lookUpPod(ctx, c.API, id, h, c.Deleted(h.UID))
 		if err != nil {
 			return nil, err
 		}
@@ -197,8 +197,8 @@ func (c *Claims) sight(ctx context.Context, id taskpod.Identity, holders []Holde
 // the API server has it no more. Neither is enough by itself: the watch selects
 // by label, and tells of a pod that lost it as of one that was deleted; and a pod
 // that the API server does not have may still be created.
-func look(ctx context.Context, api API, id taskpod.Identity, h Holder, ended bool) (sighting, error) {
-	x := sighting{Holder: h}
+func lookUpPod(ctx context.Context, api API, id taskpod.Identity, h Holder, ended bool) (observation, error) {
+	x := observation{Holder: h}
 	if h.Pod == "" || id == (taskpod.Identity{}) {
 		return x, nil
 	}
@@ -206,7 +206,7 @@ func look(ctx context.Context, api API, id taskpod.Identity, h Holder, ended boo
 	err := api.Get(ctx, client.ObjectKey{Namespace: id.Namespace, Name: h.Pod}, &object)
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing {
-		return sighting{}, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
+		return observation{}, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
 	}
 	x.gone = ended && (missing || object.UID != h.UID)
 	pod := taskpod.FromMeta(&object, object.Status.Phase)

@@ -50,11 +50,10 @@ func rendered(t *testing.T, n uint8, name, environment, task, detail string) str
 		r.Leftovers, r.Orphans = append(r.Leftovers, finding), append(r.Orphans, finding)
 		r.ClaimsWithoutPods, r.UnreadableClaims = append(r.ClaimsWithoutPods, name), append(r.UnreadableClaims, task)
 		r.PodsWithoutClaims = append(r.PodsWithoutClaims, ref)
-		r.InFlight = append(r.InFlight, audit.InFlight{Claim: name, Namespace: task, Pod: name, Environment: environment, ClaimedAt: now})
+		r.InFlight = append(r.InFlight, audit.PendingPod{Claim: name, Namespace: task, Pod: name, Environment: environment, ClaimedAt: now})
 	}
 	var b bytes.Buffer
-	minutes := []Minute{{Start: now, Verdicts: map[string]int{"denied": int(n), name: 1}}}
-	if err := (Page{Report: &r, Replica: name, Minutes: minutes}).Render(&b); err != nil {
+	if err := Render(&b, r); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()

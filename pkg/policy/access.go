@@ -11,9 +11,9 @@ type Operation string
 
 // Operations that DecideAccess knows.
 const (
-	Update  Operation = "UPDATE"
-	Delete  Operation = "DELETE"
-	Connect Operation = "CONNECT" // exec, attach and portforward
+	operationUpdate  Operation = "UPDATE"
+	operationDelete  Operation = "DELETE"
+	operationConnect Operation = "CONNECT" // exec, attach and portforward
 )
 
 // Access is one request for an existing task pod.
@@ -46,7 +46,7 @@ func DecideAccess(a Access, s Settings) Decision {
 	case to != "" && from != to:
 		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s), discreetForeign(s))
 	}
-	if a.Operation == Update {
+	if a.Operation == operationUpdate {
 		if what := identityChange(a.Pod, a.Updated, key); what != "" {
 			return deny(IdentityChanged, &a.Pod, identityMessage(a, what, s), "")
 		}

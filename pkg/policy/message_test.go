@@ -80,14 +80,14 @@ func TestMessages(t *testing.T) {
 				"Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
 		},
 		"foreign delete": {
-			access(Delete, "export-action-log-4devg7t1 alpha!", "x", "production"),
+			access(operationDelete, "export-action-log-4devg7t1 alpha!", "x", "production"),
 			"solepod: environment production may not delete a pod of environment alpha. " +
 				"Pod: data-jobs/export-action-log-4devg7t1, environment alpha, phase Running, try 1, age 77s. " + task + asked +
 				"The Airflow task has taken the pod of another environment for its own: declare the environment by adding " +
 				"airflow-environment: production to the labels of the operator, then clear the task [ForeignEnvironment]",
 		},
 		"identity changed": {
-			access(Update, "x production!", "x production! run_id=other", "production"),
+			access(operationUpdate, "x production!", "x production! run_id=other", "production"),
 			"solepod: this update would change label run_id, and with it which Airflow task finds the pod. " +
 				"Pod: data-jobs/x, environment production, phase Running, try 1, age 77s. " + task + asked +
 				"Leave it as it is; to run another task create another pod [IdentityChanged]",
@@ -139,7 +139,7 @@ func TestDiscreet(t *testing.T) {
 			"solepod: this task already has a live pod. " + task + "Ask whoever runs the cluster: solepod has logged which pods collide [DuplicateTry]",
 		},
 		"a foreign delete": {
-			DecideAccess(Access{Operation: Delete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
+			DecideAccess(Access{Operation: operationDelete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
 			"solepod: this pod belongs to another Airflow environment. If an Airflow task has taken it for its own: " +
 				"declare the environment in the labels of the operator, then clear the task [ForeignEnvironment]",
 		},
@@ -151,7 +151,7 @@ func TestDiscreet(t *testing.T) {
 			if tc.want == "" {
 				tc.want = tc.decision.Message
 			}
-			if diff := cmp.Diff(tc.want, tc.decision.Told); diff != "" || tc.want == "" {
+			if diff := cmp.Diff(tc.want, tc.decision.PublicMessage); diff != "" || tc.want == "" {
 				t.Error(diff)
 			}
 		})
@@ -182,13 +182,13 @@ func TestMessagesAreSafe(t *testing.T) {
 			Decide(n, []Existing{{Pod: x}}, s),
 			Decide(n, []Existing{{Pod: x, InFlight: true}}, s),
 			Decide(mismatched, nil, s),
-			DecideAccess(Access{Operation: Delete, Pod: x, Requester: n.Requester}, s),
+			DecideAccess(Access{Operation: operationDelete, Pod: x, Requester: n.Requester}, s),
 		} {
 			if d.Allowed {
 				continue // both declared: nothing to say
 			}
 			denied[d.Reason] = true
-			for _, message := range []string{d.Message, d.Told} {
+			for _, message := range []string{d.Message, d.PublicMessage} {
 				if message == "" || strings.ContainsAny(message, "\"'`\n\r\t\\") {
 					t.Errorf("unsafe: %.300q", message)
 				}

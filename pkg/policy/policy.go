@@ -120,14 +120,14 @@ func (r Reason) code() int32 {
 // line and everything else that tells of it.
 type Decision struct {
 	Allowed bool
-	// Reason, Code, Message and Told are set on a denial. Code is an HTTP status;
-	// Message is one line, safe to print anywhere.
+	// Reason, Code, Message and PublicMessage are set on a denial. Code is an HTTP
+	// status; Message is one line, safe to print anywhere.
 	Reason  Reason
 	Code    int32
 	Message string
-	// Told is as much of Message as the two environments may read: all of it,
-	// unless they are to know nothing of one another.
-	Told string
+	// PublicMessage is what the requester reads: Message or, with
+	// [Settings.Discreet], a message that says nothing about the other environment.
+	PublicMessage string
 	// Existing is the pod that the denial is about; nil where it is about the
 	// submission alone.
 	Existing *taskpod.Pod
@@ -172,7 +172,7 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 
 // deny tells all if there is no discreet message.
 func deny(reason Reason, existing *taskpod.Pod, message, discreet string) Decision {
-	return Decision{Reason: reason, Code: reason.code(), Message: message, Told: cmp.Or(discreet, message), Existing: existing}
+	return Decision{Reason: reason, Code: reason.code(), Message: message, PublicMessage: cmp.Or(discreet, message), Existing: existing}
 }
 
 // Contended is the decision on a submission in whose way something is that

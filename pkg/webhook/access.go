@@ -13,7 +13,7 @@ import (
 // Access is the validating hook on what is done to existing task pods. It
 // keeps environments from one another's pods. It fails open: a pod that cannot
 // be deleted is worse than one that the wrong environment deletes.
-type Access struct {
+type access struct {
 	reviewer // onError is Allow
 	enforcer
 	settings policy.Settings
@@ -23,7 +23,7 @@ type Access struct {
 }
 
 // Handle implements admission.Handler.
-func (a *Access) Handle(ctx context.Context, req admission.Request) admission.Response {
+func (a *access) Handle(ctx context.Context, req admission.Request) admission.Response {
 	requester, decision, err := a.handle(ctx, req)
 	if err != nil {
 		return a.failed(ctx, req, err)
@@ -31,7 +31,7 @@ func (a *Access) Handle(ctx context.Context, req admission.Request) admission.Re
 	return a.respond(ctx, req, requester.Environment, decision)
 }
 
-func (a *Access) handle(ctx context.Context, req admission.Request) (requester policy.Requester, decision policy.Decision, err error) {
+func (a *access) handle(ctx context.Context, req admission.Request) (requester policy.Requester, decision policy.Decision, err error) {
 	allowed := policy.Decision{Allowed: true}
 	if a.off || req.Resource.Group != "" || req.Resource.Resource != "pods" {
 		return requester, allowed, nil
@@ -73,8 +73,8 @@ func (a *Access) handle(ctx context.Context, req admission.Request) (requester p
 
 // identify finds out whose the requester is. Where the pod is does not matter:
 // an administrator is nobody's.
-func (a *Access) identify(ctx context.Context, req admission.Request) (policy.Requester, error) {
-	if err := a.fit(); err != nil {
+func (a *access) identify(ctx context.Context, req admission.Request) (policy.Requester, error) {
+	if err := a.cachesUsable(); err != nil {
 		return policy.Requester{}, err
 	}
 	env, err := a.resolver.Identify(ctx, req.UserInfo)

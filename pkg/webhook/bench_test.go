@@ -75,7 +75,7 @@ func BenchmarkDecision(b *testing.B) {
 		m := newMemory(b, pods)
 		h := newHooks(m, nowhere, func(h *hooks) {
 			h.guard.claims = granted{}
-			h.guard.pods.known = m.pods
+			h.guard.pods.index = m.pods
 			h.guard.resolver.Objects.Live, h.stamp.resolver.Objects.Live = m, m
 		})
 		for _, of := range []struct {

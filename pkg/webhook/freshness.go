@@ -18,7 +18,7 @@ import (
 
 // Freshness knows when the API server last said anything about the kinds of
 // objects that decisions rest on. A cache of which it has said nothing for
-// longer than a limit may be stale, and its replica is not fit to decide.
+// longer than a limit may be stale, and its replica is not cachesUsable to decide.
 //
 // It listens to the watches themselves. That the versions of caches move on
 // would tell little: where nothing changes, the bookmarks that come once a minute
@@ -109,45 +109,52 @@ func (f *Freshness) listen(ctx context.Context, kind string, from toolscache.Wat
 	}
 	f.hear(kind)
 	events := make(chan watch.Event)
-	heard := watch.NewProxyWatcher(events)
-	silence := time.NewTimer(f.limit / 3)
-	if options.SendInitialEvents != nil {
-		silence.Stop() // until the first of them, for which there may be much to read
-	}
+	out := watch.NewProxyWatcher(events)
 	go func() {
 		defer func() {
 			end()
 			w.Stop()
-			// A watch may say that it was broken off, and waits until it is heard:
-			// the watch.Filter that controller-runtime puts on metadata for ever.
+			// A watch sends an error when it is cut off, and blocks until the error is
+			// received. The watch.Filter of controller-runtime would block for ever.
 			for range w.ResultChan() {
 			}
 		}()
 		defer close(events)
-		defer silence.Stop()
-		for {
-			select {
-			case e, ok := <-w.ResultChan():
-				if !ok {
-					return
-				}
-				if e.Type != watch.Error {
-					f.hear(kind)
-				}
-				silence.Reset(f.limit / 3)
-				select {
-				case events <- e:
-				case <-heard.StopChan():
-					return
-				}
-			case <-silence.C:
-				return // and the informer begins again where it is
-			case <-heard.StopChan():
+		f.relay(kind, w, events, out.StopChan(), options.SendInitialEvents != nil)
+	}()
+	return out, nil
+}
+
+// relay passes on the events of a watch until it ends, is stopped, or sends
+// nothing for a third of the limit. The informer then starts a new watch.
+// An initial list may take any time.
+func (f *Freshness) relay(kind string, from watch.Interface, to chan<- watch.Event, stop <-chan struct{}, initialList bool) {
+	silence := time.NewTimer(f.limit / 3)
+	defer silence.Stop()
+	if initialList {
+		silence.Stop()
+	}
+	for {
+		select {
+		case e, ok := <-from.ResultChan():
+			if !ok {
 				return
 			}
+			if e.Type != watch.Error {
+				f.hear(kind)
+			}
+			silence.Reset(f.limit / 3)
+			select {
+			case to <- e:
+			case <-stop:
+				return
+			}
+		case <-silence.C:
+			return
+		case <-stop:
+			return
 		}
-	}()
-	return heard, nil
+	}
 }
 
 // check returns an error of status 503 if nothing has been said about a kind

@@ -64,7 +64,7 @@ func newHostile(t testing.TB) *hostile {
 	earlier.Labels[taskpod.LabelTask] = "retried"
 	earlier.Labels[taskpod.DefaultEnvironmentLabel] = "alpha"
 	h.world = cluster(t, production, earlier)
-	claims := claim.Claims{API: h.world, Namespace: "solepod-system", Settings: policy.Settings{EnvironmentLabel: taskpod.DefaultEnvironmentLabel}, Gone: claim.NewGone().Has}
+	claims := claim.Claimer{API: h.world, Namespace: "solepod-system", Settings: policy.Settings{EnvironmentLabel: taskpod.DefaultEnvironmentLabel}, Deleted: claim.NewDeletedPods().Has}
 	claimed := func(task, index, environment, try string) {
 		pod := taskPod(strings.Join([]string{"claimed", index, environment, try}, "-"))
 		pod.Labels[taskpod.LabelTask], pod.Labels[taskpod.LabelTry] = task, try
@@ -181,7 +181,7 @@ func (h *hostile) post(t *testing.T, which, setting uint8, body []byte) *admissi
 		hooks.guard.settings, hooks.access.settings = cfg.Policy(), cfg.Policy()
 		hooks.guard.enforcement, hooks.access.enforcement = cfg.Enforcement, cfg.Enforcement
 		hooks.guard.events, hooks.access.events = h, h
-		hooks.guard.claims.(*claim.Claims).Settings = cfg.Policy()
+		hooks.guard.claims.(*claim.Claimer).Settings = cfg.Policy()
 		hooks.guard.now = func() time.Time { return h.now }
 		hooks.access.now = hooks.guard.now
 	})
@@ -264,7 +264,7 @@ func checkMetrics(t *testing.T, registry prometheus.Gatherer) {
 		for _, metric := range family.GetMetric() {
 			series++
 			for _, label := range metric.GetLabel() {
-				if value := label.GetValue(); len(value) > 63 || label.GetName() == "operation" && !slices.Contains([]string{"CREATE", "UPDATE", "DELETE", "CONNECT", other}, value) {
+				if value := label.GetValue(); len(value) > 63 || label.GetName() == "operation" && !slices.Contains([]string{"CREATE", "UPDATE", "DELETE", "CONNECT", overflow}, value) {
 					t.Errorf("%s of %s is %.300q", label.GetName(), family.GetName(), value)
 				}
 			}

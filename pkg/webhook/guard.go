@@ -21,23 +21,23 @@ import (
 
 // Guard is the validating hook. It decides on the creation of task pods, and
 // on updates that make a pod a task pod.
-type Guard struct {
+type guard struct {
 	reviewer
 	enforcer
 	settings   policy.Settings
 	pods       podReader
-	claims     claims
+	claims     claimer
 	superseder client.Writer
 	now        func() time.Time
 }
 
 // claims is what decides among creates at the same moment.
-type claims interface {
+type claimer interface {
 	Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error)
 }
 
 // Handle implements admission.Handler.
-func (g *Guard) Handle(ctx context.Context, req admission.Request) admission.Response {
+func (g *guard) Handle(ctx context.Context, req admission.Request) admission.Response {
 	environment, decision, err := g.handle(ctx, req)
 	if err != nil {
 		return g.failed(ctx, req, err)
@@ -46,7 +46,7 @@ func (g *Guard) Handle(ctx context.Context, req admission.Request) admission.Res
 }
 
 // handle returns the requester's environment as well, "" if it does not matter.
-func (g *Guard) handle(ctx context.Context, req admission.Request) (environment string, _ policy.Decision, _ error) {
+func (g *guard) handle(ctx context.Context, req admission.Request) (environment string, _ policy.Decision, _ error) {
 	if !isPod(req) || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
 		return "", policy.Decision{Allowed: true}, nil
 	}
@@ -80,7 +80,7 @@ func (g *Guard) handle(ctx context.Context, req admission.Request) (environment 
 }
 
 // admit decides on a task pod, and does what its admission takes.
-func (g *Guard) admit(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
+func (g *guard) admit(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
 	known, err := g.decide(ctx, n)
 	if err != nil || !known.Allowed {
 		return known, err
@@ -125,7 +125,7 @@ func validate(object string, pod taskpod.Pod) error {
 }
 
 // supersede retires the pods of earlier tries.
-func (g *Guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
+func (g *guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 	for _, pod := range pods {
 		err := retire.Pod(ctx, g.superseder, pod, "", "superseded by a later try")
 		if errors.Is(err, retire.ErrChanged) {
@@ -144,7 +144,7 @@ func (g *Guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 // itself says of the pod in the way: the cache does not know its phase, and
 // lags behind. An admission needs no second look, because the end of a pod
 // never turns an admission into a denial.
-func (g *Guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
+func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
 	id, _ := n.Pod.Identity()
 	cached, err := g.pods.cached(id)
 	if err != nil {

@@ -56,7 +56,7 @@ func operationOf(req admission.Request) string {
 	case admissionv1.Create, admissionv1.Update, admissionv1.Delete, admissionv1.Connect:
 		return string(req.Operation)
 	}
-	return other
+	return overflow
 }
 
 // bounded passes on the first values that it meets, and tells the rest as other.
@@ -66,7 +66,7 @@ type bounded struct {
 	seen  map[string]struct{}
 }
 
-const other = "other"
+const overflow = "other"
 
 func (b *bounded) value(value string) string {
 	b.mu.Lock()
@@ -75,7 +75,7 @@ func (b *bounded) value(value string) string {
 		return value
 	}
 	if len(b.seen) == b.limit {
-		return other
+		return overflow
 	}
 	if b.seen == nil {
 		b.seen = map[string]struct{}{}

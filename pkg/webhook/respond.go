@@ -51,11 +51,11 @@ func (e enforcer) respond(ctx context.Context, req admission.Request, environmen
 	case config.EnforcementDeny:
 		verdict = verdictDenied
 		response.Result = &metav1.Status{
-			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d.Code), Message: d.Told,
+			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d.Code), Message: d.PublicMessage,
 		}
 	case config.EnforcementWarn:
 		verdict = verdictWarned
-		response.Warnings = []string{d.Told}
+		response.Warnings = []string{d.PublicMessage}
 	}
 	e.counters.decisions.WithLabelValues(operation, verdict, string(d.Reason), environment).Inc()
 	if d.Reason == policy.ForeignEnvironment {
@@ -78,7 +78,7 @@ func (e enforcer) note(d policy.Decision) {
 	}
 	e.events.Eventf(
 		&corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, nil,
-		corev1.EventTypeWarning, string(d.Reason), string(e.enforcement), "%s", shorten(d.Told),
+		corev1.EventTypeWarning, string(d.Reason), string(e.enforcement), "%s", shorten(d.PublicMessage),
 	)
 }
 

@@ -53,136 +53,131 @@ func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Op
 	}
 }
 
-// hook serves a handler until ctx ends, with what identifies a review on each of
-// its log lines. Hooks that share memory share large.
-func hook(ctx context.Context, large *semaphore.Weighted, handler admission.Handler) http.Handler {
-	return withGoodbye(ctx, withDeadline(withTurns(large, reviews(&admission.Webhook{Handler: handler, LogConstructor: logOf}))))
+// caches are the informers that decisions read.
+type caches struct {
+	index podindex.Index
+	// deleted are the pods whose end the watch has reported.
+	deleted   *claim.DeletedPods
+	informers []cache.Informer
+	fresh     *Freshness
 }
 
-// withGoodbye closes connections after an answer, once ctx has ended. A server
-// that is stopped closes those that are idle, perhaps just when a review is on
-// its way on one of them, which then is lost.
-func withGoodbye(ctx context.Context, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if ctx.Err() != nil {
-			w.Header().Set("Connection", "close")
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// withDeadline gives a review nine tenths of the time for which its sender
-// says, in the URL, that it waits. The rest is for the answer to travel. Only
-// the deadline ends it: the server's own context ends with SIGTERM, on which
-// running admissions are to be finished.
-func withDeadline(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		timeout, err := time.ParseDuration(r.URL.Query().Get("timeout"))
-		if err != nil || timeout <= 0 || timeout > maxTimeout {
-			timeout = maxTimeout
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), timeout*9/10)
-		defer cancel()
-		next.ServeHTTP(w, r.WithContext(ctx))
-	})
-}
-
-// maxTimeout is the longest that an API server waits for a webhook.
-const maxTimeout = 30 * time.Second
-
-// Setup registers the hooks, the caches they read, the claims' reconciler and
-// the readiness checks with a manager that was made with CacheOptions and fresh.
-// The manager may outlive ctx, after which API servers are asked to go elsewhere.
-// It returns a function that reports whether the caches are filled.
-func Setup(ctx context.Context, mgr manager.Manager, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
-	gone := claim.NewGone()
-	var known podindex.Index
-	var informers []cache.Informer
+func newCaches(ctx context.Context, from cache.Cache, fresh *Freshness) (*caches, error) {
+	c := &caches{deleted: claim.NewDeletedPods(), fresh: fresh}
 	for _, kind := range cachedKinds() {
-		informer, err := mgr.GetCache().GetInformer(ctx, metadata.Object(kind), cache.BlockUntilSynced(false))
+		informer, err := from.GetInformer(ctx, metadata.Object(kind), cache.BlockUntilSynced(false))
 		if err != nil {
 			return nil, fmt.Errorf("caching %s metadata: %w", kind, err)
 		}
 		if kind == "Pod" {
-			if known, err = podindex.Add(informer); err != nil {
+			if c.index, err = podindex.Add(informer); err != nil {
 				return nil, fmt.Errorf("indexing pods: %w", err)
 			}
-			if err := gone.Watch(informer); err != nil {
+			if err := c.deleted.Watch(informer); err != nil {
 				return nil, fmt.Errorf("watching pods: %w", err)
 			}
 		}
-		informers = append(informers, informer)
+		c.informers = append(c.informers, informer)
 	}
-	synced = func() bool {
-		for _, informer := range informers {
-			if !informer.HasSynced() {
-				return false
-			}
-		}
-		return true
-	}
+	return c, nil
+}
 
-	// Uncached, and on the connections that the manager has.
-	api, err := client.New(mgr.GetConfig(), client.Options{
-		HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper(),
-	})
+// synced reports whether all caches are filled.
+func (c *caches) synced() bool {
+	for _, informer := range c.informers {
+		if !informer.HasSynced() {
+			return false
+		}
+	}
+	return true
+}
+
+// checkSynced returns an error of status 503 until the caches are filled.
+func (c *caches) checkSynced() error {
+	if !c.synced() {
+		return errNotSynced
+	}
+	return nil
+}
+
+// usable returns an error of status 503 while decisions cannot rest on the
+// caches: they are still filling, or may be stale.
+func (c *caches) usable() error {
+	if err := c.checkSynced(); err != nil {
+		return err
+	}
+	return c.fresh.check()
+}
+
+// Setup registers the hooks, the caches that they read, the Reconciler of the
+// claims and the readiness checks with a manager, which was made with
+// CacheOptions and fresh. api is an uncached client. After ctx ends, the hooks
+// close the connections of API servers; the manager may run for longer. synced
+// reports whether the caches are filled.
+func Setup(ctx context.Context, mgr manager.Manager, api client.Client, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
+	caches, err := newCaches(ctx, mgr.GetCache(), fresh)
 	if err != nil {
-		return nil, fmt.Errorf("making a client: %w", err)
+		return nil, err
 	}
 	counters, claimMetrics := newCounters(), claim.NewMetrics()
 	if err := errors.Join(counters.register(metrics.Registry), metrics.Registry.Register(claimMetrics), metrics.Registry.Register(fresh)); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
 	reconciler := &claim.Reconciler{
-		Cache: mgr.GetCache(), Pods: known, API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Now: time.Now, Metrics: claimMetrics,
+		Cache: mgr.GetCache(), Pods: caches.index, API: api, Namespace: namespace, Settings: cfg.Policy(),
+		Deleted: caches.deleted.Has, Now: time.Now, Metrics: claimMetrics,
 	}
-	if err := reconciler.SetupWithManager(mgr, gone); err != nil {
-		return nil, fmt.Errorf("setting up the claims' reconciler: %w", err)
+	if err := reconciler.SetupWithManager(mgr, caches.deleted); err != nil {
+		return nil, fmt.Errorf("setting up the reconciler of claims: %w", err)
 	}
+	claimer := &claim.Claimer{
+		API: api, Namespace: namespace, Settings: cfg.Policy(),
+		Deleted: caches.deleted.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics,
+	}
+	registerHooks(ctx, mgr, api, cfg, caches, claimer, counters)
+	return caches.synced, addHealth(mgr, caches)
+}
 
+func registerHooks(ctx context.Context, mgr manager.Manager, api client.Client, cfg config.Configuration, caches *caches, claimer claimer, counters *counters) {
 	reviewer := reviewer{
-		counters: counters,
-		onError:  cfg.OnError,
-		discreet: cfg.Disclosure == config.DisclosureDiscreet,
-		fit: func() error {
-			if !synced() {
-				return errNotSynced
-			}
-			return fresh.check()
-		},
+		counters:     counters,
+		onError:      cfg.OnError,
+		discreet:     cfg.Disclosure == config.DisclosureDiscreet,
+		cachesUsable: caches.usable,
 		resolver: environment.Resolver{
 			Label:        cfg.EnvironmentLabel,
 			Environments: cfg.Environments,
 			Objects:      metadata.Reader{Cache: mgr.GetCache(), Live: api},
 		},
 	}
-	recorder := mgr.GetEventRecorder("solepod")
-	server, large := mgr.GetWebhookServer(), semaphore.NewWeighted(largeAtOnce)
-	server.Register(StampPath, hook(ctx, large, &Stamp{
-		reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff,
-	}))
-	pods := podReader{known: known, cache: mgr.GetCache(), live: api}
-	server.Register(GuardPath, hook(ctx, large, &Guard{
-		reviewer: reviewer, enforcer: enforcer{cfg.Enforcement, cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(), pods: pods, now: time.Now,
-		claims:     &claim.Claims{API: api, Namespace: namespace, Settings: cfg.Policy(), Gone: gone.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics},
-		superseder: api,
-	}))
-	failOpen := reviewer
-	failOpen.onError = config.OnErrorAllow
-	server.Register(AccessPath, hook(ctx, large, &Access{
-		reviewer: failOpen, enforcer: enforcer{cfg.AccessEnforcement(), cfg.EnvironmentLabel, recorder, counters}, settings: cfg.Policy(),
-		off: cfg.ForeignAccess == config.ForeignAccessOff, pods: pods, now: time.Now,
-	}))
+	enforcer := enforcer{
+		enforcement: cfg.Enforcement, label: cfg.EnvironmentLabel, events: mgr.GetEventRecorder("solepod"), counters: counters,
+	}
+	pods := podReader{index: caches.index, cache: mgr.GetCache(), live: api}
+	accessReviewer, accessEnforcer := reviewer, enforcer
+	accessReviewer.onError, accessEnforcer.enforcement = config.OnErrorAllow, cfg.AccessEnforcement()
 
-	return synced, errors.Join(
+	// The hooks share the memory for large reviews.
+	large := semaphore.NewWeighted(largeAtOnce)
+	for path, handler := range map[string]admission.Handler{
+		StampPath: &stamp{reviewer: reviewer, label: cfg.EnvironmentLabel, off: cfg.Injection == config.InjectionOff},
+		GuardPath: &guard{
+			reviewer: reviewer, enforcer: enforcer, settings: cfg.Policy(), pods: pods, claims: claimer, superseder: api, now: time.Now,
+		},
+		AccessPath: &access{
+			reviewer: accessReviewer, enforcer: accessEnforcer, settings: cfg.Policy(), pods: pods,
+			off: cfg.ForeignAccess == config.ForeignAccessOff, now: time.Now,
+		},
+	} {
+		mgr.GetWebhookServer().Register(path, chain(ctx, large, handler))
+	}
+}
+
+func addHealth(mgr manager.Manager, caches *caches) error {
+	return errors.Join(
 		mgr.AddHealthzCheck("ping", healthz.Ping),
-		mgr.AddReadyzCheck("webhook-server", server.StartedChecker()),
-		mgr.AddReadyzCheck("caches", func(*http.Request) error {
-			if !synced() {
-				return errNotSynced
-			}
-			return nil
-		}),
-		mgr.AddReadyzCheck("fresh", fresh.readyz),
+		mgr.AddReadyzCheck("webhook-server", mgr.GetWebhookServer().StartedChecker()),
+		mgr.AddReadyzCheck("caches", func(*http.Request) error { return caches.checkSynced() }),
+		mgr.AddReadyzCheck("fresh", caches.fresh.readyz),
 	)
 }

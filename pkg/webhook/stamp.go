@@ -11,17 +11,17 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Stamp is the mutating hook. It writes the requester's environment on task
+// stamp is the mutating hook. It writes the requester's environment on task
 // pods that do not carry one, so that the selectors of environments that do
 // declare theirs never match them.
-type Stamp struct {
+type stamp struct {
 	reviewer
 	label string
 	off   bool
 }
 
 // Handle implements admission.Handler.
-func (s *Stamp) Handle(ctx context.Context, req admission.Request) admission.Response {
+func (s *stamp) Handle(ctx context.Context, req admission.Request) admission.Response {
 	patches, err := s.handle(ctx, req)
 	if err != nil {
 		return s.failed(ctx, req, err)
@@ -31,7 +31,7 @@ func (s *Stamp) Handle(ctx context.Context, req admission.Request) admission.Res
 
 // handle returns only "add" operations: one for the label, and one for the
 // annotation that says where the label came from.
-func (s *Stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.JsonPatchOperation, error) {
+func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.JsonPatchOperation, error) {
 	if s.off || !isPod(req) || req.Operation != admissionv1.Create {
 		return nil, nil
 	}

@@ -47,30 +47,30 @@ import (
 
 // hooks are the handlers over a cache and a live view of the same objects.
 type hooks struct {
-	stamp  Stamp
-	guard  Guard
-	access Access
+	stamp  stamp
+	guard  guard
+	access access
 }
 
 func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *hooks {
 	c := newCounters()
 	r := reviewer{
 		counters: c,
-		onError:  config.OnErrorDeny, fit: func() error { return nil },
+		onError:  config.OnErrorDeny, cachesUsable: func() error { return nil },
 		resolver: environment.Resolver{Label: taskpod.DefaultEnvironmentLabel, Objects: metadata.Reader{Cache: cached, Live: live}},
 	}
 	cfg := config.Default()
 	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100), c}
 	h := &hooks{
-		stamp: Stamp{reviewer: r, label: cfg.EnvironmentLabel},
-		guard: Guard{
+		stamp: stamp{reviewer: r, label: cfg.EnvironmentLabel},
+		guard: guard{
 			reviewer: r, enforcer: told, settings: cfg.Policy(),
-			pods: podReader{known: known{cached}, cache: cached, live: live}, superseder: live, now: time.Now,
-			claims: &claim.Claims{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Gone: claim.NewGone().Has},
+			pods: podReader{index: known{cached}, cache: cached, live: live}, superseder: live, now: time.Now,
+			claims: &claim.Claimer{API: live, Namespace: "solepod-system", Settings: cfg.Policy(), Deleted: claim.NewDeletedPods().Has},
 		},
 	}
 	r.onError = config.OnErrorAllow
-	h.access = Access{reviewer: r, enforcer: told, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
+	h.access = access{reviewer: r, enforcer: told, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
 	if change != nil {
 		change(h)
 	}
@@ -145,7 +145,7 @@ func review(pod any, change func(*admissionv1.AdmissionReview)) []byte {
 
 // hooked serves a handler as if it was the only one.
 func hooked(ctx context.Context, handler admission.Handler) http.Handler {
-	return hook(ctx, semaphore.NewWeighted(largeAtOnce), handler)
+	return chain(ctx, semaphore.NewWeighted(largeAtOnce), handler)
 }
 
 // post sends a body to a handler as the API server does.
@@ -366,7 +366,7 @@ func TestErrorsOfOurOwn(t *testing.T) {
 		now := time.Unix(1000, 0)
 		fresh := newFreshness(time.Minute, func() time.Time { return now })
 		now = now.Add(61 * time.Second)
-		h.stamp.fit, h.guard.fit = fresh.check, fresh.check
+		h.stamp.cachesUsable, h.guard.cachesUsable = fresh.check, fresh.check
 	}
 	tests := map[string]struct {
 		change       func(*hooks)
@@ -387,8 +387,8 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			h.guard.resolver.Objects.Live = cluster(t)
 		}, config.OnErrorDeny, "patch ", "500 solepod cannot decide on this pod: reading pod data-jobs/x: pods"},
 		"the caches are filling": {func(h *hooks) {
-			h.stamp.fit = func() error { return errNotSynced }
-			h.guard.fit = h.stamp.fit
+			h.stamp.cachesUsable = func() error { return errNotSynced }
+			h.guard.cachesUsable = h.stamp.cachesUsable
 		}, config.OnErrorDeny, "503 solepod cannot decide on this pod: the caches are still filling", "503 "},
 		"the caches may be stale": {stale, config.OnErrorDeny,
 			"503 solepod cannot decide on this pod: the API server has told nothing of kind Pod for 1m1s, so that what is known of it may be out of date", "503 "},
@@ -445,7 +445,7 @@ func TestMetricsAreBounded(t *testing.T) {
 	for _, value := range []string{"a", "b", "c", "a", ""} {
 		got = append(got, b.value(value))
 	}
-	if want := []string{"a", "b", other, "a", other}; !slices.Equal(got, want) {
+	if want := []string{"a", "b", overflow, "a", overflow}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -463,7 +463,7 @@ func TestNotesAreShort(t *testing.T) {
 func TestGoodbye(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	handler := withGoodbye(ctx, http.NotFoundHandler())
+	handler := closeConnectionsAfter(ctx, http.NotFoundHandler())
 	for _, want := range []string{"", "close"} {
 		answer := httptest.NewRecorder()
 		handler.ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/guard", nil))
@@ -518,8 +518,8 @@ func TestLargeReviews(t *testing.T) {
 	h := newHooks(cluster(t), cluster(t), nil)
 	large := semaphore.NewWeighted(largeAtOnce)
 	mux := http.NewServeMux()
-	mux.Handle(GuardPath, hook(t.Context(), large, &h.guard))
-	mux.Handle(AccessPath, hook(t.Context(), large, &h.access))
+	mux.Handle(GuardPath, chain(t.Context(), large, &h.guard))
+	mux.Handle(AccessPath, chain(t.Context(), large, &h.access))
 	server := httptest.NewServer(mux)
 	defer server.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

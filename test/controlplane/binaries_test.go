@@ -301,7 +301,7 @@ func TestVersionBuilt(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	var progress strings.Builder
-	compile := "for i in $(seq 20); do echo example.com/pkg/$i >&2; done; "
+	compile := "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo example.com/pkg/$i >&2; done; "
 	if err := runWithProgress(exec.CommandContext(t.Context(), "sh", "-c", compile), &progress, "thing", 20); err != nil {
 		t.Fatal(err)
 	}

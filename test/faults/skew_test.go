@@ -50,7 +50,7 @@ func TestClockSkew(t *testing.T) {
 	defaults := config.Default()
 	settings := defaults.Policy()
 	never := func(types.UID) bool { return false }
-	claims := &claim.Claims{API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Gone: never}
+	claims := &claim.Claimer{API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Deleted: never}
 	submission := func(run, environment string, ahead time.Duration) policy.Submission {
 		p := pod(run, run+"-"+environment, "airflow-environment="+environment)
 		p.UID, p.Annotations = types.UID(p.Name), map[string]string{"solepod.io/environment": "stamped"}
@@ -90,7 +90,7 @@ func TestClockSkew(t *testing.T) {
 				return known.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
 			})
 			leader := &claim.Reconciler{
-				Cache: known, Pods: pods, API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Gone: never,
+				Cache: known, Pods: pods, API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Deleted: never,
 				Now: func() time.Time { return time.Now().Add(requestLife + ahead.leader) },
 			}
 			if _, err := leader.Reconcile(t.Context(), claim.Request(claim.Name(id))); err != nil {

@@ -76,7 +76,7 @@ func (g *Guard) newReplica(ctx context.Context, binary, dir, address string, o O
 		binary,
 		"serve",
 		"--kubeconfig=" + kubeconfig,
-		"--namespace=" + Namespace,
+		"--system-namespace=" + Namespace,
 		"--leader-elect",
 		"--webhook-bind-address=" + r.Address,
 		"--cert-dir=" + g.CertDir,
@@ -114,11 +114,6 @@ func (r *Replica) Ready(ctx context.Context) error {
 // Metrics reads /metrics.
 func (r *Replica) Metrics(ctx context.Context) ([]byte, error) {
 	return Get(ctx, "http://"+r.MetricsAddress+"/metrics")
-}
-
-// AuditPage is the page that Options.Args must have asked for.
-func (r *Replica) AuditPage(ctx context.Context) ([]byte, error) {
-	return Get(ctx, "http://"+r.MetricsAddress+"/audit")
 }
 
 // WaitReady waits until Ready, and fails if the process ends before.

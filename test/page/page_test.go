@@ -29,7 +29,7 @@ import (
 )
 
 // sample has something of everything.
-func sample() page.Page {
+func sample() audit.Report {
 	now := time.Date(2023, 3, 8, 9, 34, 0, 0, time.UTC)
 	pod := func(name, task, environment, try string, age, ended time.Duration) audit.Pod {
 		p := audit.Pod{Pod: taskpod.Pod{
@@ -57,21 +57,13 @@ func sample() page.Page {
 	cfg := config.Default()
 	id, _ := pod("x", "transform", "alpha", "1", 0, 0).Identity()
 	report := audit.Scan(audit.Cluster{
-		Pods: pods, Known: map[string]bool{"alpha": true, "production": true},
+		Pods: pods, Environments: map[string]bool{"alpha": true, "production": true},
 		Claims: []audit.Claim{{Name: "claim-0f1e2d3c4b5a69788796a5b4c3d2e1f0", Identity: id, Holders: []claim.Holder{
 			{Pod: "transform-77aa", UID: "x", Environment: "alpha", ClaimedAt: metav1.NewTime(now.Add(-time.Second))},
 		}}},
 	}, audit.Options{Settings: cfg.Policy(), OlderThan: time.Hour, Now: now})
 	report.PodsWithoutClaims = nil
-	p := page.Page{Report: &report, Replica: "solepod-5f87b94f55-5vfnc"}
-	for i := range 60 {
-		verdicts := map[string]int{"admitted": 20 + i*7%23}
-		if i%13 == 5 {
-			verdicts["denied"] = 1 + i%4
-		}
-		p.Minutes = append(p.Minutes, page.Minute{Start: now.Add(time.Duration(i-59) * time.Minute), Verdicts: verdicts})
-	}
-	return p
+	return report
 }
 
 func chromium(t *testing.T, args ...string) []byte {
@@ -129,7 +121,7 @@ func TestPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sample().Render(f); err != nil {
+	if err := page.Render(f, sample()); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
@@ -150,10 +142,10 @@ func TestPage(t *testing.T) {
 		picture := filepath.Join(dir, size.name+".png")
 		chromium(t, "--window-size="+size.window, "--screenshot="+picture, address)
 		bounds, counts := colours(t, picture)
-		// Paper, cards, the red of collisions, the green of admissions and the
-		// blue of leftovers, each on some area.
+		// Paper, cards, the red of collisions and the blue of leftovers, each on
+		// some area.
 		for name, colour := range map[string][3]uint32{
-			"paper": {0xf6, 0xf7, 0xf9}, "card": {0xff, 0xff, 0xff}, "collision": {0xc4, 0x32, 0x0a}, "admitted": {0x12, 0x80, 0x5c}, "leftover": {0x2f, 0x6f, 0xdd},
+			"paper": {0xf6, 0xf7, 0xf9}, "card": {0xff, 0xff, 0xff}, "collision": {0xc4, 0x32, 0x0a}, "leftover": {0x2f, 0x6f, 0xdd},
 		} {
 			if counts[colour] < 500 {
 				t.Errorf("%s %v: %d pixels of %s", size.name, bounds, counts[colour], name)

@@ -6,22 +6,9 @@
 package config
 
 import (
-	"cmp"
-	"encoding/json"
-	"fmt"
-	"os"
-	"slices"
-	"strings"
-	"time"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/apimachinery/pkg/util/validation/field"
-	"sigs.k8s.io/yaml"
 
 	"github.com/solepod/solepod/pkg/policy"
-	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 // APIVersion and Kind of the configuration file.
@@ -72,7 +59,7 @@ type Configuration struct {
 
 	// Claims are the settings of the claims that decide among creates at the
 	// same moment.
-	Claims Claims `json:"claims,omitempty"`
+	Claims ClaimSettings `json:"claims,omitempty"`
 
 	// OnError says what happens to a task pod that solepod cannot decide on
 	// because the API server does not answer it. Default: Deny.
@@ -99,8 +86,8 @@ type Environment struct {
 	SelectorIncludesLabels *bool `json:"selectorIncludesLabels,omitempty"`
 }
 
-// Claims are the settings of claims.
-type Claims struct {
+// ClaimSettings are the settings of claims.
+type ClaimSettings struct {
 	// Patience is how long an admission waits for another pod of the task, which
 	// was admitted but cannot be seen yet, before it is denied as InFlight.
 	// At most 5s. Default: 1s.
@@ -181,156 +168,6 @@ const (
 	// OnErrorAllow admits it with an admission warning.
 	OnErrorAllow OnError = "Allow"
 )
-
-// Default returns the configuration of an empty file.
-func Default() Configuration {
-	var c Configuration
-	c.setDefaults()
-	return c
-}
-
-// Load reads the configuration from a file; an empty path means Default. The
-// error names each wrong field, its value and what it may be.
-func Load(path string) (Configuration, error) {
-	if path == "" {
-		return Default(), nil
-	}
-	content, err := os.ReadFile(path) //nolint:gosec // the administrator's own --config
-	if err != nil {
-		return Configuration{}, fmt.Errorf("reading the configuration: %w", err)
-	}
-	c, err := Parse(content)
-	if err != nil {
-		return Configuration{}, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
-}
-
-// String is the configuration in one line, as the log of a start shows it.
-func (c Configuration) String() string {
-	line, err := json.Marshal(c)
-	if err != nil {
-		return err.Error()
-	}
-	return string(line)
-}
-
-// Parse is Load for the content of a file.
-func Parse(content []byte) (Configuration, error) {
-	var c Configuration
-	if err := yaml.UnmarshalStrict(content, &c); err != nil {
-		return Configuration{}, err
-	}
-	if errs := c.validateType(); len(errs) > 0 {
-		return Configuration{}, errs.ToAggregate()
-	}
-	c.setDefaults()
-	return c, c.validate().ToAggregate()
-}
-
-func (c *Configuration) setDefaults() {
-	c.APIVersion, c.Kind = APIVersion, Kind
-	c.EnvironmentLabel = cmp.Or(c.EnvironmentLabel, taskpod.DefaultEnvironmentLabel)
-	c.Injection = cmp.Or(c.Injection, InjectionStamp)
-	// To YAML 1.1, an unquoted Off is a boolean.
-	if c.Injection == "false" {
-		c.Injection = InjectionOff
-	}
-	c.ForeignAccess = cmp.Or(c.ForeignAccess, ForeignAccessDeny)
-	if c.ForeignAccess == "false" {
-		c.ForeignAccess = ForeignAccessOff
-	}
-	c.Disclosure = cmp.Or(c.Disclosure, DisclosureFull)
-	if c.Claims.Patience == nil {
-		c.Claims.Patience = &metav1.Duration{Duration: time.Second}
-	}
-	if c.SelectorIncludesLabels == nil {
-		yes := true
-		c.SelectorIncludesLabels = &yes
-	}
-	c.Enforcement = cmp.Or(c.Enforcement, EnforcementDeny)
-	c.Retries = cmp.Or(c.Retries, RetriesAllow)
-	c.OnError = cmp.Or(c.OnError, OnErrorDeny)
-}
-
-func (c *Configuration) validateType() field.ErrorList {
-	var errs field.ErrorList
-	if c.APIVersion != APIVersion {
-		errs = append(errs, field.NotSupported(field.NewPath("apiVersion"), c.APIVersion, []string{APIVersion}))
-	}
-	if c.Kind != Kind {
-		errs = append(errs, field.NotSupported(field.NewPath("kind"), c.Kind, []string{Kind}))
-	}
-	return errs
-}
-
-func (c *Configuration) validate() field.ErrorList {
-	label := field.NewPath("environmentLabel")
-	errs := metav1validation.ValidateLabelName(c.EnvironmentLabel, label)
-	if slices.Contains(taskpod.AirflowLabels(), c.EnvironmentLabel) {
-		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "is one of Airflow's own labels; choose another key"))
-	}
-	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)
-	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)
-	errs = append(errs, oneOf("retries", c.Retries, RetriesAllow, RetriesSupersede)...)
-	errs = append(errs, oneOf("foreignAccess", c.ForeignAccess, ForeignAccessDeny, ForeignAccessAudit, ForeignAccessOff)...)
-	errs = append(errs, oneOf("disclosure", c.Disclosure, DisclosureFull, DisclosureDiscreet)...)
-	if p := c.Claims.Patience.Duration; p < 0 || p > maxPatience {
-		errs = append(errs, field.Invalid(field.NewPath("claims", "patience"), p.String(), "must be from 0s to "+maxPatience.String()))
-	}
-	errs = append(errs, c.validateEnvironments()...)
-	errs = append(errs, oneOf("onError", c.OnError, OnErrorDeny, OnErrorAllow)...)
-	return errs
-}
-
-// maxPatience leaves time to answer within a webhook's timeout.
-const maxPatience = 5 * time.Second
-
-// validateEnvironments sees to it that nobody belongs to two environments by
-// name. Of groups that cannot be known here.
-func (c *Configuration) validateEnvironments() field.ErrorList {
-	var errs field.ErrorList
-	seen := map[string]bool{}
-	unique := func(path *field.Path, kind, value string) {
-		if value == "" {
-			errs = append(errs, field.Required(path, "must not be empty"))
-		} else if key := kind + " " + value; seen[key] {
-			errs = append(errs, field.Duplicate(path, value))
-		} else {
-			seen[key] = true
-		}
-	}
-	for i, e := range c.Environments {
-		path := field.NewPath("environments").Index(i)
-		unique(path.Child("name"), "environment", e.Name)
-		for _, problem := range validation.IsValidLabelValue(e.Name) {
-			errs = append(errs, field.Invalid(path.Child("name"), e.Name, problem))
-		}
-		for j, user := range e.Users {
-			unique(path.Child("users").Index(j), "user", user)
-		}
-		for j, group := range e.Groups {
-			unique(path.Child("groups").Index(j), "group", group)
-		}
-		for j, account := range e.ServiceAccounts {
-			at := path.Child("serviceAccounts").Index(j)
-			unique(at, "ServiceAccount", account)
-			if namespace, name, ok := strings.Cut(account, "/"); !ok || len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
-				errs = append(errs, field.Invalid(at, account, "must be namespace/name"))
-			}
-		}
-	}
-	return errs
-}
-
-func oneOf[T ~string](name string, value T, valid ...T) field.ErrorList {
-	for _, v := range valid {
-		if value == v {
-			return nil
-		}
-	}
-	return field.ErrorList{field.NotSupported(field.NewPath(name), value, valid)}
-}
 
 // Policy returns the settings that decisions depend on.
 func (c *Configuration) Policy() policy.Settings {

@@ -27,11 +27,11 @@ var errNotSynced = apierrors.NewServiceUnavailable("the caches are still filling
 // reviewer is what both hooks need to understand a review.
 type reviewer struct {
 	onError config.OnError
-	// fit returns an error while the caches are filling, and when they may be
+	// cachesUsable returns an error while the caches are filling, and when they may be
 	// out of date.
-	fit      func() error
-	resolver environment.Resolver
-	counters *counters
+	cachesUsable func() error
+	resolver     environment.Resolver
+	counters     *counters
 	// discreet keeps what is in errors, such as the names of pods, in the log.
 	discreet bool
 }
@@ -45,10 +45,10 @@ func isPod(req admission.Request) bool {
 
 func isDryRun(req admission.Request) bool { return req.DryRun != nil && *req.DryRun }
 
-// requester finds out who is asking. It fails unless the caches are fit to
+// requester finds out who is asking. It fails unless the caches are cachesUsable to
 // decide by: an empty one would know neither environments nor pods.
 func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy.Requester, error) {
-	if err := r.fit(); err != nil {
+	if err := r.cachesUsable(); err != nil {
 		return policy.Requester{}, err
 	}
 	env, err := r.resolver.Resolve(ctx, req.UserInfo, req.Namespace)

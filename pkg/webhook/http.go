@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,9 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
-// MaxReview is how many bytes of a review are read: two objects of 3 MiB each,
+// maxReview is how many bytes of a review are read: two objects of 3 MiB each,
 // which is the most that an API server takes, and what stands around them.
-const MaxReview = 7 << 20
+const maxReview = 7 << 20
 
 // A large review is one of more than largeReview bytes, or of a length that its
 // sender does not tell. Task pods are some ten KiB, and their reviews never wait
@@ -30,9 +31,47 @@ const (
 	largeAtOnce = 4
 )
 
-// withTurns has large reviews wait until there is room for them, and sends
-// them away if there is none before the deadline.
-func withTurns(large *semaphore.Weighted, next http.Handler) http.Handler {
+// chain serves the reviews of a hook by its handler, with what identifies the
+// review on each log line. Hooks that share memory for large reviews share large.
+// After ctx ends, it closes connections.
+func chain(ctx context.Context, large *semaphore.Weighted, handler admission.Handler) http.Handler {
+	return closeConnectionsAfter(ctx, withDeadline(limitLargeReviews(large, reviews(&admission.Webhook{Handler: handler, LogConstructor: logOf}))))
+}
+
+// closeConnectionsAfter closes each connection after its next response, once ctx
+// has ended. The server closes idle connections when it stops: a review that the
+// API server has just sent on one of them would be lost.
+func closeConnectionsAfter(ctx context.Context, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// withDeadline gives a review nine tenths of the timeout that the API server has
+// put into the URL. The rest is for the response to arrive. Nothing else cancels
+// a review: the server's own context ends with SIGTERM, after which running
+// reviews are finished.
+func withDeadline(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		timeout, err := time.ParseDuration(r.URL.Query().Get("timeout"))
+		if err != nil || timeout <= 0 || timeout > maxTimeout {
+			timeout = maxTimeout
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), timeout*9/10)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// maxTimeout is the longest timeout that a webhook can have.
+const maxTimeout = 30 * time.Second
+
+// limitLargeReviews reads at most largeAtOnce large reviews at the same time. A
+// further one waits; at its deadline, it fails with status 503.
+func limitLargeReviews(large *semaphore.Weighted, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength < 0 || r.ContentLength > largeReview {
 			if err := large.Acquire(r.Context(), 1); err != nil {
@@ -85,7 +124,7 @@ func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admiss
 		_ = connection.SetReadDeadline(deadline)
 	}
 	var review admissionv1.AdmissionReview
-	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, MaxReview), &review, jsontext.AllowDuplicateNames(true)); err != nil {
+	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxReview), &review, jsontext.AllowDuplicateNames(true)); err != nil {
 		return nil, fmt.Errorf("solepod takes %s of %s only: %w", want.Kind, want.APIVersion, err)
 	}
 	if review.TypeMeta != want {

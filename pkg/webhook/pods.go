@@ -16,7 +16,7 @@ import (
 
 // podReader finds the pods that an admission could collide with.
 type podReader struct {
-	known       podindex.Index
+	index       podindex.Index
 	cache, live client.Reader
 }
 
@@ -31,7 +31,7 @@ func (r podReader) cached(id taskpod.Identity) ([]policy.Existing, error) {
 	}
 	var existing []policy.Existing
 	for _, key := range []string{id.Hash(), other} {
-		pods, err := podindex.List(r.known, key)
+		pods, err := podindex.List(r.index, key)
 		if err != nil {
 			return nil, err
 		}

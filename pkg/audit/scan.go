@@ -1,7 +1,3 @@
-// Package audit tells what is the matter with the task pods in a cluster now:
-// which of them Airflow can not tell apart, which were left behind, and which
-// of those can be removed. Scan is pure; Collect reads the cluster, and Reclaim
-// removes what is safe to remove.
 package audit
 
 import (
@@ -59,128 +55,8 @@ type Cluster struct {
 	Pods []Pod
 	// Claims is nil where solepod is not installed.
 	Claims []Claim
-	// Known are the environments that labels or the configuration name.
-	Known map[string]bool
-}
-
-// Ref is a pod in a report.
-type Ref struct {
-	Namespace   string    `json:"namespace"`
-	Name        string    `json:"name"`
-	UID         types.UID `json:"uid"`
-	Environment string    `json:"environment,omitempty"`
-	Declared    bool      `json:"declared"`
-	Phase       string    `json:"phase"`
-	Try         string    `json:"try,omitempty"`
-	Created     time.Time `json:"created"`
-	// Ended is when a finished pod ended.
-	Ended *time.Time `json:"ended,omitempty"`
-	DAG   string     `json:"dag"`
-	Task  string     `json:"task"`
-	Run   string     `json:"run"`
-	// MapIndex is set for the pods of mapped tasks.
-	MapIndex string `json:"mapIndex,omitempty"`
-}
-
-// Collision is a set of pods of which an Airflow finds several when it looks
-// for one.
-type Collision struct {
-	Namespace string `json:"namespace"`
-	DAG       string `json:"dag"`
-	Task      string `json:"task"`
-	Run       string `json:"run"`
-	MapIndex  string `json:"mapIndex,omitempty"`
-	// Pods are the oldest first.
-	Pods []Ref `json:"pods"`
-	// Environments are those of the pods, "" for unknown.
-	Environments []string `json:"environments"`
-	// Consequences say what Airflow's operator will do.
-	Consequences []Consequence `json:"consequences"`
-}
-
-// Consequence is what the operator of some providers does.
-type Consequence struct {
-	// Providers are versions of apache-airflow-providers-cncf-kubernetes.
-	Providers string `json:"providers"`
-	Effect    string `json:"effect"`
-}
-
-// Finding is a pod that should not be there, and why.
-type Finding struct {
-	Ref
-	Reason Reason `json:"reason"`
-	// Detail is the reason in words.
-	Detail string `json:"detail"`
-	// Safe says that reclaim removes it without being asked by name.
-	Safe bool `json:"safe"`
-
-	pod *Pod
-}
-
-// Reason says why a pod should not be there.
-type Reason string
-
-// The values of Reason.
-const (
-	// Leftover: it has ended, and Airflow has not looked at it since.
-	Leftover Reason = "Leftover"
-	// SupersededTry: the same environment has a pod of a later try.
-	SupersededTry Reason = "SupersededTry"
-	// UnknownEnvironment: no namespace, ServiceAccount or configuration names
-	// its environment any more.
-	UnknownEnvironment Reason = "UnknownEnvironment"
-)
-
-// Environment sums up the pods of one.
-type Environment struct {
-	// Name is "" for the pods of none.
-	Name     string `json:"name"`
-	Live     int    `json:"live"`
-	Finished int    `json:"finished"`
-	Declared int    `json:"declared"`
-	Stamped  int    `json:"stamped"`
-	// Collisions, Leftovers and Orphans are those that its pods take part in.
-	Collisions int `json:"collisions"`
-	Leftovers  int `json:"leftovers"`
-	Orphans    int `json:"orphans"`
-}
-
-// Undeclared says that no pod of the environment declares it, so that none of
-// its tasks can run beside another environment's.
-func (e Environment) Undeclared() bool {
-	return e.Name != "" && e.Declared == 0 && e.Live+e.Finished > 0
-}
-
-// Report is what a scan has found.
-type Report struct {
-	Time         time.Time     `json:"time"`
-	Pods         int           `json:"pods"`
-	Environments []Environment `json:"environments"`
-	Collisions   []Collision   `json:"collisions"`
-	// Leftovers have ended; Orphans are live.
-	Leftovers []Finding `json:"leftovers"`
-	Orphans   []Finding `json:"orphans"`
-	// ClaimsWithoutPods and PodsWithoutClaims are what the leader mends within
-	// a minute; nil where solepod is not installed.
-	ClaimsWithoutPods []string `json:"claimsWithoutPods,omitempty"`
-	PodsWithoutClaims []Ref    `json:"podsWithoutClaims,omitempty"`
-	UnreadableClaims  []string `json:"unreadableClaims,omitempty"`
-	// InFlight are pods that were admitted and are not there yet.
-	InFlight []InFlight `json:"inFlight,omitempty"`
-}
-
-// InFlight is a pod that was admitted and is not there yet.
-type InFlight struct {
-	Claim       string    `json:"claim"`
-	Namespace   string    `json:"namespace"`
-	Pod         string    `json:"pod"`
-	Environment string    `json:"environment,omitempty"`
-	ClaimedAt   time.Time `json:"claimedAt"`
-}
-
-// Found tells whether there is anything that somebody should look at.
-func (r *Report) Found() bool {
-	return len(r.Collisions)+len(r.Leftovers)+len(r.Orphans)+len(r.ClaimsWithoutPods)+len(r.PodsWithoutClaims)+len(r.UnreadableClaims) > 0
+	// Environments are the environments that labels or the configuration name.
+	Environments map[string]bool
 }
 
 // Scan reports on a cluster.
@@ -218,7 +94,7 @@ func Scan(c Cluster, o Options) Report {
 	}
 	for same := range chunks(pods, func(id taskpod.Identity) taskpod.Identity { return id }) {
 		for _, p := range same {
-			f, found := find(p, same, c.Known, o)
+			f, found := find(p, same, c.Environments, o)
 			switch {
 			case !found || !o.includes(p):
 			case p.Finished():
@@ -456,10 +332,10 @@ func (r *Report) claims(c Cluster, o Options) {
 		there := false
 		for _, h := range claimed.Holders {
 			held[h.UID] = true
-			young := o.Now.Sub(h.ClaimedAt.Time) < settled
+			young := o.Now.Sub(h.ClaimedAt.Time) < claimsSettleAfter
 			there = there || pods[h.UID] || young
-			if young && !pods[h.UID] && !h.Mark && wants(claimed.Identity.Namespace, o.Namespaces) && wants(h.Environment, o.Environments) {
-				r.InFlight = append(r.InFlight, InFlight{
+			if young && !pods[h.UID] && !h.Family && wants(claimed.Identity.Namespace, o.Namespaces) && wants(h.Environment, o.Environments) {
+				r.InFlight = append(r.InFlight, PendingPod{
 					Claim: claimed.Name, Namespace: claimed.Identity.Namespace, Pod: h.Pod, Environment: h.Environment, ClaimedAt: h.ClaimedAt.Time,
 				})
 			}
@@ -470,15 +346,15 @@ func (r *Report) claims(c Cluster, o Options) {
 	}
 	for i := range c.Pods {
 		p := &c.Pods[i]
-		if p.Guarded() && !p.Checked() && !held[p.UID] && o.includes(p) && o.Now.Sub(p.Created) >= settled {
+		if p.Guarded() && !p.Checked() && !held[p.UID] && o.includes(p) && o.Now.Sub(p.Created) >= claimsSettleAfter {
 			r.PodsWithoutClaims = append(r.PodsWithoutClaims, o.ref(p))
 		}
 	}
 }
 
-// settled is after which time the leader has dropped a claim without a pod, and
+// claimsSettleAfter is after which time the leader has dropped a claim without a pod, and
 // written one for a pod without.
-const settled = 2 * claim.InFlight
+const claimsSettleAfter = 2 * claim.GracePeriod
 
 func (r *Report) sort() {
 	byPod := func(a, b Ref) int {
@@ -489,7 +365,7 @@ func (r *Report) sort() {
 		slices.SortFunc(findings, func(a, b Finding) int { return byPod(a.Ref, b.Ref) })
 	}
 	slices.SortFunc(r.PodsWithoutClaims, byPod)
-	slices.SortFunc(r.InFlight, func(a, b InFlight) int { return cmp.Or(a.ClaimedAt.Compare(b.ClaimedAt), cmp.Compare(a.Pod, b.Pod)) })
+	slices.SortFunc(r.InFlight, func(a, b PendingPod) int { return cmp.Or(a.ClaimedAt.Compare(b.ClaimedAt), cmp.Compare(a.Pod, b.Pod)) })
 	slices.Sort(r.ClaimsWithoutPods)
 	slices.Sort(r.UnreadableClaims)
 }

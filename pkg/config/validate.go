@@ -1,0 +1,92 @@
+package config
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/solepod/solepod/pkg/taskpod"
+)
+
+func (c *Configuration) validateType() field.ErrorList {
+	var errs field.ErrorList
+	if c.APIVersion != APIVersion {
+		errs = append(errs, field.NotSupported(field.NewPath("apiVersion"), c.APIVersion, []string{APIVersion}))
+	}
+	if c.Kind != Kind {
+		errs = append(errs, field.NotSupported(field.NewPath("kind"), c.Kind, []string{Kind}))
+	}
+	return errs
+}
+
+func (c *Configuration) validate() field.ErrorList {
+	label := field.NewPath("environmentLabel")
+	errs := metav1validation.ValidateLabelName(c.EnvironmentLabel, label)
+	if slices.Contains(taskpod.AirflowLabels(), c.EnvironmentLabel) {
+		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "is one of Airflow's own labels; choose another key"))
+	}
+	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)
+	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)
+	errs = append(errs, oneOf("retries", c.Retries, RetriesAllow, RetriesSupersede)...)
+	errs = append(errs, oneOf("foreignAccess", c.ForeignAccess, ForeignAccessDeny, ForeignAccessAudit, ForeignAccessOff)...)
+	errs = append(errs, oneOf("disclosure", c.Disclosure, DisclosureFull, DisclosureDiscreet)...)
+	if p := c.Claims.Patience.Duration; p < 0 || p > maxPatience {
+		errs = append(errs, field.Invalid(field.NewPath("claims", "patience"), p.String(), "must be from 0s to "+maxPatience.String()))
+	}
+	errs = append(errs, c.validateEnvironments()...)
+	errs = append(errs, oneOf("onError", c.OnError, OnErrorDeny, OnErrorAllow)...)
+	return errs
+}
+
+// maxPatience leaves time to answer within a webhook's timeout.
+const maxPatience = 5 * time.Second
+
+// validateEnvironments sees to it that nobody belongs to two environments by
+// name. Of groups that cannot be known here.
+func (c *Configuration) validateEnvironments() field.ErrorList {
+	var errs field.ErrorList
+	seen := map[string]bool{}
+	unique := func(path *field.Path, kind, value string) {
+		if value == "" {
+			errs = append(errs, field.Required(path, "must not be empty"))
+		} else if key := kind + " " + value; seen[key] {
+			errs = append(errs, field.Duplicate(path, value))
+		} else {
+			seen[key] = true
+		}
+	}
+	for i, e := range c.Environments {
+		path := field.NewPath("environments").Index(i)
+		unique(path.Child("name"), "environment", e.Name)
+		for _, problem := range validation.IsValidLabelValue(e.Name) {
+			errs = append(errs, field.Invalid(path.Child("name"), e.Name, problem))
+		}
+		for j, user := range e.Users {
+			unique(path.Child("users").Index(j), "user", user)
+		}
+		for j, group := range e.Groups {
+			unique(path.Child("groups").Index(j), "group", group)
+		}
+		for j, account := range e.ServiceAccounts {
+			at := path.Child("serviceAccounts").Index(j)
+			unique(at, "ServiceAccount", account)
+			if namespace, name, ok := strings.Cut(account, "/"); !ok || len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+				errs = append(errs, field.Invalid(at, account, "must be namespace/name"))
+			}
+		}
+	}
+	return errs
+}
+
+func oneOf[T ~string](name string, value T, valid ...T) field.ErrorList {
+	for _, v := range valid {
+		if value == v {
+			return nil
+		}
+	}
+	return field.ErrorList{field.NotSupported(field.NewPath(name), value, valid)}
+}
