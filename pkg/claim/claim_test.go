@@ -438,7 +438,7 @@ func TestTakeUnderContention(t *testing.T) {
 	if err != nil || d.Allowed || d.Code != 409 || d.Reason != policy.InFlight {
 		t.Fatalf("%v %+v", err, d)
 	}
-	if want := "solepod: another pod of this task is being created at this moment. Existing pod: jobs/unknown, environment unknown"; !strings.HasPrefix(d.Message, want) {
+	if want := "solepod: another pod of this task is being created. Existing pod: jobs/unknown, environment unknown"; !strings.HasPrefix(d.Message, want) {
 		t.Error(d.Message)
 	}
 }

@@ -6,37 +6,37 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Operation is what somebody does to a task pod that exists.
+// Operation is the operation of a request for an existing task pod.
 type Operation string
 
-// Operations that DecideAccess knows.
+// The operations that DecideAccess decides on.
 const (
 	operationUpdate  Operation = "UPDATE"
 	operationDelete  Operation = "DELETE"
 	operationConnect Operation = "CONNECT" // exec, attach and portforward
 )
 
-// Access is one request for an existing task pod.
+// Access is a request for an existing task pod.
 type Access struct {
 	Operation Operation
 	Requester Requester
 	// Pod is the pod before the request.
 	Pod taskpod.Pod
-	// Updated is the pod after an UPDATE; it is ignored otherwise.
+	// Updated is the pod after an UPDATE, and unused for other operations.
 	Updated taskpod.Pod
-	// Now is the time from which ages in messages are counted.
+	// Now is the time that ages in messages refer to.
 	Now time.Time
 }
 
-// BecomesTaskPod reports whether an update turns a pod into a task pod. Such
-// an update is decided as a creation, by Decide.
+// BecomesTaskPod reports whether an update turns a pod into a task pod. Decide
+// decides on such an update as if it created the pod.
 func BecomesTaskPod(before, after taskpod.Pod) bool {
 	return !before.IsTask() && after.IsTask()
 }
 
-// DecideAccess decides on a request for an existing task pod. Requesters whose
-// environment is unknown (kubelets, controllers, administrators) are never
-// stopped.
+// DecideAccess decides on a request for an existing task pod. It admits all
+// requests of requesters without an environment, such as kubelets, controllers
+// and administrators.
 func DecideAccess(a Access, s Settings) Decision {
 	key := s.EnvironmentLabel
 	from, to := a.Requester.Environment, a.Pod.Environment(key)
@@ -54,8 +54,9 @@ func DecideAccess(a Access, s Settings) Decision {
 	return Decision{Allowed: true}
 }
 
-// identityChange names what an update changes about whose pod this is, or ""
-// if nothing. A pod must keep what its admission was decided on.
+// identityChange returns the label or annotation by which an update changes the
+// task or the environment of a pod, or "" if there is none. The admission of the
+// pod was decided on these values.
 func identityChange(before, after taskpod.Pod, key string) string {
 	b, _ := before.Identity()
 	a, ok := after.Identity()

@@ -11,11 +11,11 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Messages end up as one line in an Airflow task log, read by somebody who
-// has never heard of solepod. Each says what happened, to which task, which
-// pod is in the way, who asked and what to do, and ends with its reason code.
-// They contain no quotes and no newlines, because Airflow prints them inside
-// JSON inside a Python repr, and every word from outside passes through safe.
+// A message is one line in an Airflow task log. Its reader may never have heard
+// of solepod. It states what happened, the conflicting pod, the task, the
+// requester and what to do, and ends with the reason code. It contains no quotes
+// and no newlines, because Airflow prints it inside JSON inside a Python repr.
+// Every value from outside solepod passes through safe.
 
 func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) string {
 	var cure string
@@ -33,32 +33,32 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
 			taskpod.LabelChecked, taskpod.True, howToSeparate(n, x, s))
 	}
-	return compose(reason, whatStands(reason),
+	return compose(reason, conflictOf(reason),
 		"Existing pod: "+describePod(x, n.Now, s),
 		describeTask(n.Pod),
 		describeRequester(n.Requester),
 		cure)
 }
 
-// whatStands says what is in the way of a submission.
-func whatStands(reason Reason) string {
+// conflictOf states the conflict of a denied submission.
+func conflictOf(reason Reason) string {
 	switch reason {
 	case DuplicateEnvironment:
 		return "another Airflow environment is already running this task"
 	case InFlight:
-		return "another pod of this task is being created at this moment"
+		return "another pod of this task is being created"
 	case LeftoverEnvironment:
-		return "a finished pod of another Airflow environment would still be found in place of this one"
+		return "a finished pod of another Airflow environment still matches this task's selector"
 	default:
 		return "this task already has a live pod"
 	}
 }
 
-const tryAgain = "Try again in a few seconds; recent Airflow providers do so by themselves"
+const tryAgain = "Try again in a few seconds; recent Airflow providers do so automatically"
 
-// discreetDuplicate is duplicateMessage without a word on either of the two
-// pods or requesters, or "" if they may know of one another: both are of the
-// same environment, which is known.
+// discreetDuplicate returns duplicateMessage without the pods and requesters. It
+// returns "" if the full message may be shown: messages are not discreet, or both
+// pods carry the same environment.
 func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) string {
 	if env := n.Pod.Environment(s.EnvironmentLabel); !s.Discreet || env != "" && env == x.Environment(s.EnvironmentLabel) {
 		return ""
@@ -70,19 +70,20 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 	case reason == DuplicateEnvironment && s.SelectorIncludesLabels:
 		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
 	}
-	return compose(reason, whatStands(reason), describeTask(n.Pod), cure)
+	return compose(reason, conflictOf(reason), describeTask(n.Pod), cure)
 }
 
-// discreetForeign is foreignMessage without a word on either environment.
+// discreetForeign returns foreignMessage without the environments, or "" if
+// messages are not discreet.
 func discreetForeign(s Settings) string {
 	if !s.Discreet {
 		return ""
 	}
 	return compose(ForeignEnvironment, "this pod belongs to another Airflow environment",
-		"If an Airflow task has taken it for its own: declare the environment in the labels of the operator, then clear the task")
+		"If an Airflow task has found it: declare the environment in the labels of the operator, then clear the task")
 }
 
-const askOperators = "Ask whoever runs the cluster: solepod has logged which pods collide"
+const askOperators = "Ask the cluster administrators: the log of solepod names the pods that collide"
 
 func aloneMessage(reason Reason, n Submission, s Settings) string {
 	key, env := s.EnvironmentLabel, safe(n.Requester.Environment)
@@ -106,7 +107,7 @@ func foreignMessage(a Access, s Settings) string {
 		"Pod: "+describePod(a.Pod, a.Now, s),
 		describeTask(a.Pod),
 		describeRequester(a.Requester),
-		fmt.Sprintf("The Airflow task has taken the pod of another environment for its own: declare the environment by adding %s: %s to the labels of the operator, then clear the task",
+		fmt.Sprintf("The Airflow task has found the pod of another environment: declare the environment by adding %s: %s to the labels of the operator, then clear the task",
 			s.EnvironmentLabel, safe(a.Requester.Environment)))
 }
 
@@ -116,7 +117,7 @@ func identityMessage(a Access, what string, s Settings) string {
 		"Pod: "+describePod(a.Pod, a.Now, s),
 		describeTask(a.Pod),
 		describeRequester(a.Requester),
-		"Leave it as it is; to run another task create another pod")
+		"Do not change it; to run another task, create another pod")
 }
 
 func howToSeparate(n Submission, x taskpod.Pod, s Settings) string {
@@ -126,10 +127,10 @@ func howToSeparate(n Submission, x taskpod.Pod, s Settings) string {
 	return "let both declare their environment, here by adding " + declaration(n, s)
 }
 
-// declaration is what to add to Airflow.
+// declaration returns what to add to Airflow.
 func declaration(n Submission, s Settings) string {
 	env := cmp.Or(safe(n.Requester.Environment), "NAME")
-	return fmt.Sprintf("%s: %s to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy)", s.EnvironmentLabel, env)
+	return fmt.Sprintf("%s: %s to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy)", s.EnvironmentLabel, env)
 }
 
 func compose(reason Reason, what string, rest ...string) string {
@@ -175,16 +176,16 @@ func age(created, now time.Time) string {
 	return duration.HumanDuration(now.Sub(created))
 }
 
-// orUnknown is safe for words that may be missing.
+// orUnknown is safe for words that may be empty.
 func orUnknown(word string) string { return cmp.Or(safe(word), "unknown") }
 
-// maxWord bounds what one word from outside can add to a message. It is the
-// longest name that the API server takes.
+// maxWord is the maximum length of one word from outside: that of the longest
+// name that the API server accepts.
 const maxWord = 253
 
-// safe makes a word from outside harmless: no quotes, no line breaks, no
-// blanks (so that no two words can spell "exceeded quota", on which Airflow's
-// KubernetesExecutor requeues a task for ever), and no more than maxWord.
+// safe replaces unsafe characters of a word from outside, and cuts it at maxWord.
+// Blanks are unsafe, too: Airflow's KubernetesExecutor requeues a task forever if
+// the message contains "exceeded quota".
 func safe(word string) string {
 	if len(word) > maxWord {
 		word = word[:maxWord]

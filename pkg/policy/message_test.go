@@ -31,7 +31,7 @@ func TestMessages(t *testing.T) {
 				"Existing pod: data-jobs/export-action-log-4devg7t1, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " +
 				task + asked +
 				"Pause the DAG in one of the two environments, or let both declare their environment, " +
-				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [DuplicateEnvironment]",
+				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [DuplicateEnvironment]",
 		},
 		"an old provider, mapped": {
 			create("n map_index=3 production!", "production", old, Existing{Pod: pod("x alpha! map_index=3")}),
@@ -57,16 +57,16 @@ func TestMessages(t *testing.T) {
 		},
 		"in flight": {
 			create("n production~", "production", defaults(), Existing{Pod: pod("x alpha~"), InFlight: true}),
-			"solepod: another pod of this task is being created at this moment. " +
+			"solepod: another pod of this task is being created. " +
 				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
-				"Try again in a few seconds; recent Airflow providers do so by themselves [InFlight]",
+				"Try again in a few seconds; recent Airflow providers do so automatically [InFlight]",
 		},
 		"a leftover": {
 			create("n production!", "production", defaults(), Existing{Pod: pod("x alpha~ Succeeded deleting")}),
-			"solepod: a finished pod of another Airflow environment would still be found in place of this one. " +
+			"solepod: a finished pod of another Airflow environment still matches this task's selector. " +
 				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Succeeded (being deleted), try 1, age 77s. " + task + asked +
 				"Delete that pod or label it already_checked=True and try again, or let both declare their environment, " +
-				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [LeftoverEnvironment]",
+				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [LeftoverEnvironment]",
 		},
 		"mismatch": {
 			create("n alpha!", "production", defaults()),
@@ -77,20 +77,20 @@ func TestMessages(t *testing.T) {
 		"not declared": {
 			create("n production~", "production", require),
 			"solepod: the pod does not declare its environment, which environment production must. " + task + asked +
-				"Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]",
+				"Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [EnvironmentNotDeclared]",
 		},
 		"foreign delete": {
 			access(operationDelete, "export-action-log-4devg7t1 alpha!", "x", "production"),
 			"solepod: environment production may not delete a pod of environment alpha. " +
 				"Pod: data-jobs/export-action-log-4devg7t1, environment alpha, phase Running, try 1, age 77s. " + task + asked +
-				"The Airflow task has taken the pod of another environment for its own: declare the environment by adding " +
+				"The Airflow task has found the pod of another environment: declare the environment by adding " +
 				"airflow-environment: production to the labels of the operator, then clear the task [ForeignEnvironment]",
 		},
 		"identity changed": {
 			access(operationUpdate, "x production!", "x production! run_id=other", "production"),
 			"solepod: this update would change label run_id, and with it which Airflow task finds the pod. " +
 				"Pod: data-jobs/x, environment production, phase Running, try 1, age 77s. " + task + asked +
-				"Leave it as it is; to run another task create another pod [IdentityChanged]",
+				"Do not change it; to run another task, create another pod [IdentityChanged]",
 		},
 	}
 	for name, tc := range tests {
@@ -122,25 +122,25 @@ func TestDiscreet(t *testing.T) {
 		"live, an old provider": {
 			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, old),
 			"solepod: another Airflow environment is already running this task. " + task +
-				"Ask whoever runs the cluster: solepod has logged which pods collide [DuplicateEnvironment]",
+				"Ask the cluster administrators: the log of solepod names the pods that collide [DuplicateEnvironment]",
 		},
 		"in flight": {
 			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~"), InFlight: true}}, discreet),
-			"solepod: another pod of this task is being created at this moment. " + task +
-				"Try again in a few seconds; recent Airflow providers do so by themselves [InFlight]",
+			"solepod: another pod of this task is being created. " + task +
+				"Try again in a few seconds; recent Airflow providers do so automatically [InFlight]",
 		},
 		"a leftover": {
 			Decide(submit("n production!", "production"), []Existing{{Pod: pod("x alpha~ Succeeded")}}, discreet),
-			"solepod: a finished pod of another Airflow environment would still be found in place of this one. " + task +
-				"Ask whoever runs the cluster: solepod has logged which pods collide [LeftoverEnvironment]",
+			"solepod: a finished pod of another Airflow environment still matches this task's selector. " + task +
+				"Ask the cluster administrators: the log of solepod names the pods that collide [LeftoverEnvironment]",
 		},
 		"unknown environments may be two": {
 			Decide(submit("n", ""), []Existing{{Pod: pod("x")}}, discreet),
-			"solepod: this task already has a live pod. " + task + "Ask whoever runs the cluster: solepod has logged which pods collide [DuplicateTry]",
+			"solepod: this task already has a live pod. " + task + "Ask the cluster administrators: the log of solepod names the pods that collide [DuplicateTry]",
 		},
 		"a foreign delete": {
 			DecideAccess(Access{Operation: operationDelete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
-			"solepod: this pod belongs to another Airflow environment. If an Airflow task has taken it for its own: " +
+			"solepod: this pod belongs to another Airflow environment. If an Airflow task has found it: " +
 				"declare the environment in the labels of the operator, then clear the task [ForeignEnvironment]",
 		},
 		"its own environment": {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x production~")}}, discreet), ""},

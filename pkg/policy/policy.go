@@ -1,11 +1,15 @@
-// Package policy holds solepod's decisions on task pods: Decide for pods that
-// are about to exist, DecideAccess for what others do to them afterwards, and
-// the words in which either is told to people. It is pure: everything that it
-// needs is an argument, and a Decision is all that it does.
+// Package policy decides on requests for task pods. Decide decides on creating
+// a pod, DecideAccess on updating, deleting or connecting to one, and both write
+// the message that the requester reads. The package is pure: it has no state and
+// does no I/O.
 //
-// The promise: after every admission, the selector with which Airflow looks
-// for a task pod matches exactly that pod, retries of the same environment
-// aside.
+// The promise: after every admission, the selector that Airflow uses to find a
+// task pod matches exactly that pod. The only exception is a later try of the
+// same environment, where retries: Allow leaves the pod of the earlier try.
+//
+// In this package, n is the new pod and x is one existing pod. To see what
+// happens to two given pods, read decidePair: it is one table, from top to
+// bottom.
 package policy
 
 import (
@@ -16,30 +20,30 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Settings are the parts of the configuration that decisions depend on.
+// Settings are the part of the configuration that decisions depend on.
 type Settings struct {
 	// EnvironmentLabel is the label key that names an Airflow environment.
 	EnvironmentLabel string
-	// RequireDeclared denies pods that do not declare their environment
-	// although it is known (injection: Require).
+	// RequireDeclared denies pods that do not declare their environment if the
+	// requester has one (injection: Require).
 	RequireDeclared bool
-	// SelectorIncludesLabels is true where Airflow's selector contains the
-	// operator's own labels (provider 7.4.1+). Without that, declared
-	// environments do not keep two pods apart.
+	// SelectorIncludesLabels is true if Airflow's selectors contain the labels of
+	// the operator (provider 7.4.1+). If they do not, two pods have the same
+	// selector even if both declare their environment.
 	SelectorIncludesLabels bool
 	// SelectorExceptions overrides SelectorIncludesLabels by environment.
 	SelectorExceptions map[string]bool
-	// Discreet keeps environments from learning about one another: a denial tells
-	// the requester, and those at the other environment's pod, only that there
-	// is a collision.
+	// Discreet hides environments from one another: the message of a denial says
+	// that there is a collision, but not with which pod or environment
+	// (disclosure: Discreet).
 	Discreet bool
-	// SupersedeRetries makes a newer try of the same environment replace the
-	// older pod (retries: Supersede) instead of running beside it.
+	// SupersedeRetries replaces the pod of an earlier try of the same environment
+	// by the pod of a later one (retries: Supersede). Otherwise both exist.
 	SupersedeRetries bool
 }
 
-// separable reports whether the selectors of an environment's pods contain
-// their environment label if they declare it.
+// separable reports whether the selectors of an environment contain the
+// environment label of a pod that declares it.
 func (s Settings) separable(environment string) bool {
 	if includes, ok := s.SelectorExceptions[environment]; ok {
 		return includes
@@ -47,9 +51,8 @@ func (s Settings) separable(environment string) bool {
 	return s.SelectorIncludesLabels
 }
 
-// SelectorLabel is what [taskpod.Pod.Selector] is to be asked with for a pod of
-// an environment: the environment label, or "" where Airflow does not select by
-// it.
+// SelectorLabel returns the argument of [taskpod.Pod.Selector] for pods of an
+// environment: the environment label, or "" if Airflow does not select by it.
 func (s Settings) SelectorLabel(environment string) string {
 	if !s.separable(environment) {
 		return ""
@@ -57,56 +60,63 @@ func (s Settings) SelectorLabel(environment string) string {
 	return s.EnvironmentLabel
 }
 
-// Requester is who sent the request.
+// Requester is the user that sent a request to the API server.
 type Requester struct {
-	// Username is the authenticated name; it is made safe before it is shown.
+	// Username is the authenticated name. Messages show it with unsafe characters
+	// replaced.
 	Username string
-	// Environment is the requester's Airflow environment, or "" if unknown.
+	// Environment is the environment of the requester, or "" if it has none.
 	Environment string
 }
 
-// Submission is a pod that somebody wants to create.
+// Submission is a request to create a pod.
 type Submission struct {
 	Pod       taskpod.Pod
 	Requester Requester
-	// Now is the time from which ages in messages are counted.
+	// Now is the time that ages in messages refer to.
 	Now time.Time
 }
 
-// Existing is a pod that may stand in the way of a submission.
+// Existing is a pod that may conflict with a submission.
 type Existing struct {
 	taskpod.Pod
-	// InFlight is true for a pod that was admitted but is not visible yet.
+	// InFlight is true for a pod that was admitted and does not exist yet.
 	InFlight bool
 }
 
-// Reason is the code in a denial. Metrics, events and the documentation use
-// the same words.
+// Reason is the code of a denial. Messages, metrics, events and docs/reasons.md
+// use the same codes.
 type Reason string
 
 // Reasons for a denial.
 const (
-	// DuplicateEnvironment: a live pod of another environment has the same selector.
+	// DuplicateEnvironment: a live pod of another environment would match the
+	// selector of the new pod, or the new pod would match its selector.
 	DuplicateEnvironment Reason = "DuplicateEnvironment"
-	// DuplicateTry: a live pod of the same environment works on the same try.
+	// DuplicateTry: a live pod of the same environment runs the same try, or a
+	// later one.
 	DuplicateTry Reason = "DuplicateTry"
-	// InFlight: the other pod is only being created; the next attempt will see it.
+	// InFlight: the conflicting pod is being created. The next attempt will find it.
 	InFlight Reason = "InFlight"
-	// LeftoverEnvironment: a finished pod of another environment is still selectable.
+	// LeftoverEnvironment: a finished pod of another environment still matches the
+	// selector.
 	LeftoverEnvironment Reason = "LeftoverEnvironment"
-	// EnvironmentMismatch: the pod carries another environment than its requester's.
+	// EnvironmentMismatch: the environment label of the pod names another
+	// environment than the requester's.
 	EnvironmentMismatch Reason = "EnvironmentMismatch"
-	// EnvironmentNotDeclared: the pod must declare its environment and does not.
+	// EnvironmentNotDeclared: the pod does not declare its environment, and must.
 	EnvironmentNotDeclared Reason = "EnvironmentNotDeclared"
-	// ForeignEnvironment: one environment touches a pod of another.
+	// ForeignEnvironment: a requester updates, deletes or connects to a pod of
+	// another environment.
 	ForeignEnvironment Reason = "ForeignEnvironment"
-	// IdentityChanged: an update would make the pod another task's pod.
+	// IdentityChanged: an update would change which task the pod belongs to.
 	IdentityChanged Reason = "IdentityChanged"
 )
 
-// code is the HTTP status of a denial. It decides whether Airflow tries again
-// by itself: 403 never, 409 up to 3 times over about 3 s (1.1.0 to 10.10.0) or
-// 5 times over 1 to 15 s (10.11.0+).
+// code returns the HTTP status of a denial. It determines whether Airflow
+// retries the request within the same try of the task: 403 never, 409 up to 3
+// times within about 3 s (provider 1.1.0 to 10.10.0) or 5 times within 1 to 15 s
+// (10.11.0+).
 func (r Reason) code() int32 {
 	switch r {
 	case InFlight, LeftoverEnvironment:
@@ -116,8 +126,8 @@ func (r Reason) code() int32 {
 	}
 }
 
-// Decision is a verdict. It is the single source of the response, the log
-// line and everything else that tells of it.
+// Decision is the verdict on a request. The response, the log line, the metric,
+// the event and the audit annotation are all made from it.
 type Decision struct {
 	Allowed bool
 	// Reason, Code, Message and PublicMessage are set on a denial. Code is an HTTP
@@ -128,18 +138,17 @@ type Decision struct {
 	// PublicMessage is what the requester reads: Message or, with
 	// [Settings.Discreet], a message that says nothing about the other environment.
 	PublicMessage string
-	// Existing is the pod that the denial is about; nil where it is about the
-	// submission alone.
+	// Existing is the conflicting pod of a denial. It is nil if the denial does not
+	// depend on another pod.
 	Existing *taskpod.Pod
-	// Supersede lists the pods to mark and delete before an admission.
+	// Supersede are the pods to retire before the new pod is admitted.
 	Supersede []taskpod.Pod
 }
 
-// Decide decides on the creation of a task pod beside the existing pods.
-//
-// Those that do not matter may be passed as well: pods of other tasks, pods
-// that Airflow is done with, the pods of controllers, and the submission
-// itself under its own name (the API server answers AlreadyExists).
+// Decide decides whether a task pod may be created in addition to the existing
+// pods. It ignores existing pods that do not matter: pods of other tasks, checked
+// pods, pods of controllers, and a pod of the same name, for which the API server
+// returns AlreadyExists.
 func Decide(n Submission, existing []Existing, s Settings) Decision {
 	if !n.Pod.Guarded() {
 		return Decision{Allowed: true}
@@ -148,7 +157,7 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 		return deny(reason, nil, aloneMessage(reason, n, s), "")
 	}
 	var (
-		rivals    []rival
+		conflicts []conflict
 		supersede []taskpod.Pod
 	)
 	for _, x := range existing {
@@ -157,38 +166,39 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 		}
 		switch v := decidePair(n.Pod, x, s); {
 		case v.reason != "":
-			rivals = append(rivals, rival{v.reason, x.Pod})
+			conflicts = append(conflicts, conflict{v.reason, x.Pod})
 		case v.supersede:
 			supersede = append(supersede, x.Pod)
 		}
 	}
-	if len(rivals) > 0 {
-		worst := slices.MinFunc(rivals, compareRivals)
+	if len(conflicts) > 0 {
+		worst := slices.MinFunc(conflicts, compareConflicts)
 		return deny(worst.reason, &worst.pod, duplicateMessage(worst.reason, n, worst.pod, s), discreetDuplicate(worst.reason, n, worst.pod, s))
 	}
 	slices.SortFunc(supersede, func(a, b taskpod.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	return Decision{Allowed: true, Supersede: supersede}
 }
 
-// deny tells all if there is no discreet message.
+// deny returns a denial. The requester reads the discreet message, or the full
+// message if that is empty.
 func deny(reason Reason, existing *taskpod.Pod, message, discreet string) Decision {
 	return Decision{Reason: reason, Code: reason.code(), Message: message, PublicMessage: cmp.Or(discreet, message), Existing: existing}
 }
 
-// Contended is the decision on a submission in whose way something is that
-// changes too fast to be looked at: others are creating pods of this task.
+// Contended returns the denial of a submission whose claim changes faster than
+// solepod can read it, because other pods of the task are being created.
 func Contended(n Submission, s Settings) Decision {
 	unknown := taskpod.Pod{Namespace: n.Pod.Namespace}
 	return deny(InFlight, nil, duplicateMessage(InFlight, n, unknown, s), discreetDuplicate(InFlight, n, unknown, s))
 }
 
-// decideAlone looks at the submission without its neighbours.
+// decideAlone decides what depends on the new pod and its requester only.
 func decideAlone(n Submission, s Settings) Reason {
 	known := n.Requester.Environment
 	if known == "" {
 		return ""
 	}
-	// A label that is there but empty is a declaration too, and a wrong one.
+	// An empty label is a declaration, too: of the wrong environment.
 	if carried, ok := n.Pod.Labels[s.EnvironmentLabel]; ok && carried != known {
 		return EnvironmentMismatch
 	}
@@ -198,7 +208,8 @@ func decideAlone(n Submission, s Settings) Reason {
 	return ""
 }
 
-// matters reports whether x can be found in place of n, or n in place of x.
+// matters reports whether the selector of n could match x, or that of x match n,
+// environments aside.
 func matters(n, x taskpod.Pod) bool {
 	if !x.Guarded() || x.Checked() || x.Name == n.Name {
 		return false
@@ -208,13 +219,14 @@ func matters(n, x taskpod.Pod) bool {
 	return nid.Overlaps(xid)
 }
 
-// verdict is the outcome for one pair of pods; its zero value admits.
+// verdict is the decision for one pair of pods. The zero value admits n.
 type verdict struct {
 	reason    Reason
 	supersede bool
 }
 
-// decidePair is the decision table on the creation of n beside x.
+// decidePair is the decision table for creating n while x exists. The first case
+// that applies decides.
 func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
 	key := s.EnvironmentLabel
 	sameEnvironment := n.Environment(key) == x.Environment(key)
@@ -223,7 +235,7 @@ func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
 
 	switch {
 	case !sameEnvironment && bothDeclared && bothSeparable:
-		return verdict{} // the environment label keeps the selectors apart
+		return verdict{} // each selector contains its own environment and matches one pod
 
 	case !sameEnvironment && x.Finished():
 		return verdict{reason: LeftoverEnvironment}
@@ -233,7 +245,7 @@ func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
 	case newerTry(n, x.Pod) && !s.SupersedeRetries:
 		return verdict{}
 	case newerTry(n, x.Pod) && x.InFlight:
-		return verdict{reason: InFlight} // there is no pod yet to mark and delete
+		return verdict{reason: InFlight} // x does not exist yet and cannot be retired
 	case newerTry(n, x.Pod):
 		return verdict{supersede: true}
 
@@ -251,23 +263,23 @@ func liveReason(x Existing, reason Reason) Reason {
 	return reason
 }
 
-// newerTry reports whether n is a later try than x. Pods that do not name
-// their try are never later or earlier.
+// newerTry reports whether n is a later try than x. It is false if one of them
+// has no try number.
 func newerTry(n, x taskpod.Pod) bool {
 	nTry, nOK := n.Try()
 	xTry, xOK := x.Try()
 	return nOK && xOK && nTry > xTry
 }
 
-// rival is a pod that stands in the way.
-type rival struct {
+// conflict is an existing pod for which n is denied.
+type conflict struct {
 	reason Reason
 	pod    taskpod.Pod
 }
 
-// compareRivals orders the rivals by what the message should be about: first
-// what does not pass by waiting, then the oldest pod.
-func compareRivals(a, b rival) int {
+// compareConflicts puts the conflict first that the message reports: one that
+// does not end by waiting, and of those the one with the oldest pod.
+func compareConflicts(a, b conflict) int {
 	severity := []Reason{DuplicateEnvironment, DuplicateTry, InFlight, LeftoverEnvironment}
 	return cmp.Or(
 		cmp.Compare(slices.Index(severity, a.reason), slices.Index(severity, b.reason)),

@@ -10,9 +10,10 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// Identity is what makes two pods the same task to Airflow. The try number is
-// not part of it: Airflow's selector leaves it out. Neither is
-// parent_dag_id, which Airflow derives from the DAG.
+// Identity is the part of a task pod that Airflow's selector matches: two pods of
+// the same identity run the same task. The try number is not part of it, because
+// it is not part of the selector. Neither is parent_dag_id, which Airflow derives
+// from the DAG.
 type Identity struct {
 	Namespace string
 	DAG       string
@@ -20,14 +21,13 @@ type Identity struct {
 	// RunLabel is LabelRun, or LabelExecutionDate for a pod without it.
 	RunLabel string
 	Run      string
-	// Mapped is false for a pod without a map index, which is not the same as
-	// any index.
+	// Mapped is false for a pod without a map index. No index is a value of its own.
 	Mapped   bool
 	MapIndex string
 }
 
-// Identity returns the pod's identity; ok is false if it is not a task pod.
-// Empty label values are values like any other, as they are to a selector.
+// Identity returns the identity of the pod; ok is false if it is not a task pod.
+// An empty label value is a value like any other, as in a selector.
 func (p Pod) Identity() (id Identity, ok bool) {
 	if p.Labels[LabelOperator] != True {
 		return Identity{}, false
@@ -56,25 +56,24 @@ func (p Pod) Identity() (id Identity, ok bool) {
 	}, true
 }
 
-// Overlaps reports whether the selector of a pod of either identity matches a
-// pod of the other, environments aside. This is the case for equal
-// identities, and for a mapped and an unmapped pod of the same task: the
-// unmapped one's selector does not mention map_index at all, so it matches
-// every index (read off 4.4.0 to 10.25.0, and run with the latter; it happens
-// when two environments run different versions of one DAG).
+// Overlaps reports whether the selector of a pod of one identity matches a pod of
+// the other, environments aside. That is the case for equal identities, and for a
+// mapped and an unmapped pod of the same task. The selector of the unmapped pod
+// does not contain map_index, so it matches every index (source: 4.4.0 to 10.25.0;
+// run with 10.25.0). It happens if two environments run different versions of one
+// DAG.
 func (i Identity) Overlaps(other Identity) bool {
 	return i == other || i.AnyIndex() == other.AnyIndex() && (!i.Mapped || !other.Mapped)
 }
 
-// AnyIndex is the identity of the unmapped task with the same names, which
-// every mapped pod of the task overlaps.
+// AnyIndex returns the identity of the unmapped pod of the same task, which
+// overlaps every mapped one.
 func (i Identity) AnyIndex() Identity {
 	i.Mapped, i.MapIndex = false, ""
 	return i
 }
 
-// Labels are the labels that name the identity in its namespace. The caller
-// may change the map.
+// Labels returns the labels of the identity. The caller may change the map.
 func (i Identity) Labels() map[string]string {
 	out := map[string]string{LabelDAG: i.DAG, LabelTask: i.Task, i.RunLabel: i.Run}
 	if i.Mapped {
@@ -98,7 +97,7 @@ func (i Identity) Hash() string {
 	return strings.ToLower(base32.HexEncoding.EncodeToString(sum[:20]))
 }
 
-// String is the identity in one line, unique for valid label values.
+// String returns the identity in one line, unique for valid label values.
 func (i Identity) String() string {
 	parts := []string{i.Namespace, i.DAG, i.Task, i.RunLabel + "=" + i.Run}
 	if i.Mapped {
@@ -107,12 +106,12 @@ func (i Identity) String() string {
 	return strings.Join(parts, "/")
 }
 
-// Selector is the label selector with which the operator of this pod looks
-// for it (KubernetesPodOperator._build_find_pod_label_selector). With an
-// environmentLabel, the operator's own labels are part of the selector
-// (7.4.1+), so the label is in it if the pod declares it; pass "" for older
-// providers. Airflow lists the pods of one namespace without any field
-// selector: finished pods and pods being deleted match as well.
+// Selector returns the label selector that the operator of this pod uses to find
+// it (KubernetesPodOperator._build_find_pod_label_selector). From 7.4.1 on, the
+// selector contains the labels of the operator. So it contains environmentLabel if
+// the pod declares it. Pass "" for older providers. Airflow lists the pods of one
+// namespace without a field selector: finished pods and pods that are being
+// deleted match, too.
 //
 // The selector of a pod that is not a task pod matches nothing.
 func (p Pod) Selector(environmentLabel string) labels.Selector {

@@ -1,10 +1,10 @@
-// Package taskpod says what an Airflow task pod is: which pods are one, which
-// task each of them runs, for which Airflow environment, and which pods
-// Airflow will find when it looks for it.
+// Package taskpod describes Airflow's task pods: which pods are task pods, which
+// task a pod runs, which environment it belongs to, and which pods Airflow's
+// selector for it matches.
 //
 // "Airflow" here is the KubernetesPodOperator of the provider
-// apache-airflow-providers-cncf-kubernetes; versions in comments are the
-// provider's. The package is pure: it reads metadata and does no I/O.
+// apache-airflow-providers-cncf-kubernetes. Versions in comments are versions of
+// that provider. The package is pure: it reads metadata and does no I/O.
 package taskpod
 
 import (
@@ -24,16 +24,16 @@ const (
 	LabelDAG      = "dag_id"
 	LabelTask     = "task_id"
 	LabelRun      = "run_id"
-	// LabelExecutionDate stands in for LabelRun before 3.1.0.
+	// LabelExecutionDate is used instead of LabelRun before 3.1.0.
 	LabelExecutionDate = "execution_date"
-	// LabelMapIndex is there only on the pods of a mapped task.
+	// LabelMapIndex is on the pods of mapped tasks only.
 	LabelMapIndex = "map_index"
 	LabelTry      = "try_number"
-	// LabelChecked is patched to "True" on a pod that Airflow is done with:
-	// no selector matches it from then on (2.0.3+).
+	// LabelChecked is set to "True" when Airflow has finished with a pod. From
+	// then on, no selector of Airflow matches the pod (2.0.3+).
 	LabelChecked = "already_checked"
-	// LabelWorker is on the pods of the KubernetesExecutor, which carry the
-	// DAG, task and run of the task they work on, and never on a task pod.
+	// LabelWorker is on the pods of the KubernetesExecutor, which also carry the
+	// DAG, task and run of their task. It is never on a task pod.
 	LabelWorker = "airflow-worker"
 )
 
@@ -43,22 +43,21 @@ func AirflowLabels() []string {
 }
 
 const (
-	// True is how Airflow spells true in a label.
+	// True is Airflow's value of labels that are true.
 	True = "True"
 
-	// DefaultEnvironmentLabel names the Airflow environment of a namespace, a
-	// ServiceAccount or a pod, unless the configuration chooses another key.
+	// DefaultEnvironmentLabel is the default key of the environment label, on
+	// namespaces, ServiceAccounts and pods.
 	DefaultEnvironmentLabel = "airflow-environment"
 
-	// AnnotationEnvironment says where a pod's environment label came from.
+	// AnnotationEnvironment states where the environment label of a pod comes from.
 	AnnotationEnvironment = "solepod.io/environment"
-	// Stamped is its value on a pod whose label solepod added. Airflow's
-	// selector never contains such a label; it may contain a declared one.
+	// Stamped is the value of AnnotationEnvironment on a pod whose environment label
+	// solepod has added. Airflow's selector never contains such a label.
 	Stamped = "stamped"
 )
 
-// Pod is what solepod knows of a pod. It is small on purpose: a test writes
-// one in a line.
+// Pod is the part of a pod that decisions depend on.
 type Pod struct {
 	Namespace string
 	Name      string
@@ -66,21 +65,21 @@ type Pod struct {
 	Labels    map[string]string
 	// Stamped is true if solepod added the environment label.
 	Stamped bool
-	// ControllerOwned is true for the pods of a Job and the like, which share
-	// their labels legitimately (KubernetesJobOperator with parallelism).
+	// ControllerOwned is true for pods of a controller, such as a Job. They share
+	// their labels on purpose (KubernetesJobOperator with parallelism).
 	ControllerOwned bool
-	// Mirror is true for the API object of a kubelet's static pod.
+	// Mirror is true for the mirror pod of a static pod.
 	Mirror bool
-	// Phase is empty where only the metadata is known.
+	// Phase is empty if only the metadata is known.
 	Phase corev1.PodPhase
 	// Deleting is true once the pod has a deletionTimestamp.
 	Deleting bool
-	// Created is zero for a pod that is only being submitted.
+	// Created is zero for a pod that does not exist yet.
 	Created time.Time
 }
 
-// FromMeta reads a Pod from an object's metadata and, where it is known, the
-// pod's phase.
+// FromMeta returns the Pod of an object's metadata and phase. The phase is "" if
+// it is not known.
 func FromMeta(meta metav1.Object, phase corev1.PodPhase) Pod {
 	annotations := meta.GetAnnotations()
 	_, mirror := annotations[corev1.MirrorPodAnnotationKey]
@@ -98,38 +97,39 @@ func FromMeta(meta metav1.Object, phase corev1.PodPhase) Pod {
 	}
 }
 
-// IsTask reports whether the pod runs an Airflow task through a
-// KubernetesPodOperator or one of its subclasses.
+// IsTask reports whether the pod is a task pod: a pod of a KubernetesPodOperator
+// or one of its subclasses.
 func (p Pod) IsTask() bool {
 	_, ok := p.Identity()
 	return ok
 }
 
-// Guarded reports whether the pod is one that solepod decides on: a task pod
-// that Airflow itself created. Pods of a controller and mirror pods are not.
+// Guarded reports whether solepod decides on the pod: a task pod that is neither
+// a pod of a controller nor a mirror pod.
 func (p Pod) Guarded() bool {
 	return !p.ControllerOwned && !p.Mirror && p.IsTask()
 }
 
-// Checked reports whether Airflow is done with the pod and no longer finds it.
+// Checked reports whether Airflow has finished with the pod and no longer finds
+// it.
 func (p Pod) Checked() bool { return p.Labels[LabelChecked] == True }
 
-// Finished reports whether the pod has ended or is being deleted; a pod that
-// is not finished is live. A pod of unknown phase counts as live.
+// Finished reports whether the pod has ended or is being deleted. A pod that is
+// not finished is live, and so is a pod of unknown phase.
 func (p Pod) Finished() bool {
 	return p.Deleting || p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed
 }
 
-// Try is the task's try number, and whether the pod names one.
+// Try returns the try number, and whether the pod has one.
 func (p Pod) Try() (int, bool) {
 	n, err := strconv.Atoi(p.Labels[LabelTry])
 	return n, err == nil
 }
 
-// Environment is the Airflow environment that the pod belongs to by the label
-// key, or "" if it carries none.
+// Environment returns the value of the environment label, or "" if the pod has no
+// such label. key is the key of the label.
 func (p Pod) Environment(key string) string { return p.Labels[key] }
 
-// Declares reports whether the pod's own Airflow set its environment by the
-// label key, so that the label is part of Airflow's selector as well (7.4.1+).
+// Declares reports whether the pod carried the environment label when its Airflow
+// submitted it, so that Airflow's selector contains the label, too (7.4.1+).
 func (p Pod) Declares(key string) bool { return p.Labels[key] != "" && !p.Stamped }

@@ -424,7 +424,7 @@ func TestRequire(t *testing.T) {
 			k := w.start("production", "REATTACH=False")
 			state := k.wait()[taskID]
 			want := "solepod: the pod does not declare its environment, which environment production must"
-			cure := "Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (for all DAGs at once, by a cluster policy) [EnvironmentNotDeclared]"
+			cure := "Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [EnvironmentNotDeclared]"
 			if state != "failed" || !strings.Contains(k.log(), want) || !strings.Contains(k.log(), cure) {
 				t.Errorf("%s; the log:\n%s", state, k.log())
 			}
