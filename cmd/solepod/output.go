@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/solepod/solepod/pkg/config"
@@ -53,11 +53,14 @@ func (o *output[T]) printer() (func(io.Writer, T) error, error) {
 		return nil, fmt.Errorf("--output %q: %w", o.format, err)
 	}
 	return func(w io.Writer, found T) error {
-		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&found)
+		text, err := json.Marshal(found)
 		if err != nil {
 			return err
 		}
-		object := &unstructured.Unstructured{Object: content}
+		object := &unstructured.Unstructured{}
+		if err := json.Unmarshal(text, &object.Object); err != nil {
+			return err
+		}
 		object.SetAPIVersion(config.APIVersion)
 		object.SetKind(o.kind)
 		return printer.PrintObj(object, w)

@@ -13,10 +13,32 @@ import (
 
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/pkg/check"
+	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 func reports(format string) output[audit.Report] {
 	return output[audit.Report]{kind: "AuditReport", format: format, formats: map[string]func(io.Writer, audit.Report) error{"table": audit.Table}}
+}
+
+// A finding has fields that are not printed.
+func TestFindingsArePrinted(t *testing.T) {
+	leftover := audit.Pod{Pod: taskpod.Pod{Name: "left", Phase: "Failed", Labels: map[string]string{
+		"kubernetes_pod_operator": "True", "dag_id": "d", "task_id": "t", "run_id": "r",
+	}}}
+	report := audit.Scan(audit.Cluster{Pods: []audit.Pod{leftover}}, audit.Options{})
+	results, err := audit.Reclaimer{}.Reclaim(t.Context(), report.Reclaimable())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := output[audit.Results]{kind: "ReclaimReport", format: "jsonpath={.pods[0].name} {.pods[0].reason} {.pods[0].outcome}"}
+	print, err := o.printer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := print(&b, results); err != nil || b.String() != "left Leftover Planned" {
+		t.Errorf("%v: %s", err, &b)
+	}
 }
 
 // Programs read back what was printed, whatever is in it.
