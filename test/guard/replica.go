@@ -76,7 +76,7 @@ func (g *Guard) newReplica(ctx context.Context, binary, dir, address string, o O
 		binary,
 		"serve",
 		"--kubeconfig=" + kubeconfig,
-		"--system-namespace=" + Namespace,
+		"--namespace=" + Namespace, // the former name of --system-namespace: versions before it run, too
 		"--leader-elect",
 		"--webhook-bind-address=" + r.Address,
 		"--cert-dir=" + g.CertDir,

@@ -195,7 +195,7 @@ func TestProvided(t *testing.T) {
 			t.Errorf("a certificate %s: %+v", fault, got)
 		}
 	}
-	if results, err := c.results("--namespace elsewhere"); err != nil || results["deployment"].Status != check.Failed {
+	if results, err := c.results("--system-namespace elsewhere"); err != nil || results["deployment"].Status != check.Failed {
 		t.Errorf("in a namespace without solepod: %+v %v", results["deployment"], err)
 	}
 	if out, err := c.sh(t.Context(), "KUBECONFIG=/nowhere solepod check"); err == nil || !strings.Contains(out, "--kubeconfig") {
