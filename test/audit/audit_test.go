@@ -306,7 +306,7 @@ func TestReclaim(t *testing.T) {
 		"kinds/nobody":       "there is no task pod kinds/nobody",
 		"nobody":             `"nobody": want NAMESPACE/POD`,
 		"--rate=0":           "--rate",
-		"--output=x":         `--output "x": want json or table or yaml`,
+		"--output=x":         `--output "x": want one of go-template=..., json, jsonpath=..., table, yaml`,
 		"--older-than=-1s":   "--older-than",
 		"--kubeconfig=/none": "--kubeconfig",
 	} {
