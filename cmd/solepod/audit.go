@@ -24,8 +24,8 @@ type scanOptions struct {
 	olderThan    time.Duration
 }
 
-func (o *scanOptions) addFlags(cmd *cobra.Command) {
-	o.clusterOptions.addFlags(cmd)
+func (o *scanOptions) addScanFlags(cmd *cobra.Command) {
+	o.addClusterFlags(cmd)
 	flags := cmd.Flags()
 	flags.StringSliceVarP(&o.namespaces, "namespace", "n", nil, "only task pods in these namespaces; default: all")
 	flags.StringSliceVarP(&o.environments, "environment", "e", nil, "only task pods of these environments; default: all")
@@ -110,7 +110,7 @@ Exit codes: 0 no problems; 1 problems found; 2 the scan failed.`,
 			return nil
 		},
 	}
-	o.addFlags(cmd)
+	o.addScanFlags(cmd)
 	output.addFlag(cmd)
 	return cmd
 }

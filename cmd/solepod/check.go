@@ -61,7 +61,7 @@ Exit codes: 0 no check failed, though some may have warnings; 1 a check failed;
 			return nil
 		},
 	}
-	cluster.addFlags(cmd)
+	cluster.addClusterFlags(cmd)
 	output.addFlag(cmd)
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "maximum time for all checks")
 	return cmd

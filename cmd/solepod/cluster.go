@@ -19,7 +19,7 @@ type clusterOptions struct {
 
 // addFlags adds the flags of kubectl but --namespace, which commands use in
 // different ways.
-func (o *clusterOptions) addFlags(cmd *cobra.Command) {
+func (o *clusterOptions) addClusterFlags(cmd *cobra.Command) {
 	o.ConfigFlags = genericclioptions.NewConfigFlags(true)
 	o.Namespace = nil
 	o.AddFlags(cmd.Flags())

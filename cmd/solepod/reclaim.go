@@ -51,7 +51,7 @@ failed.`,
 			return o.run(cmd.Context(), names, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	o.scanOptions.addFlags(cmd)
+	o.addScanFlags(cmd)
 	o.addFlag(cmd)
 	cmd.Flags().BoolVar(&o.yes, "yes", false, "remove the pods")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", true, "only list the pods; the opposite of --yes")

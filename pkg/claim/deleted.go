@@ -8,7 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// Gone remembers pods whose watch has told of their end, for as long as a claim
+// DeletedPods remembers pods whose watch has told of their end, for as long as a claim
 // could take them for in flight. Every replica has one, so that a task whose pod
 // was deleted need not wait for the leader. Such a pod may live on without the
 // label that the watch selects by: only the API server knows.

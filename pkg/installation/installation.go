@@ -19,12 +19,12 @@ const (
 	Name = "solepod"
 	// DefaultNamespace is the namespace that the documentation installs into.
 	DefaultNamespace = "solepod-system"
+)
 
-	// StampHook, GuardHook and AccessHook are the names of the hooks in the
-	// webhook configurations.
-	StampHook  = "stamp.solepod.io"
-	GuardHook  = "guard.solepod.io"
-	AccessHook = "access.solepod.io"
+// Names of hooks in the webhook configurations.
+const (
+	StampHook = "stamp.solepod.io"
+	GuardHook = "guard.solepod.io"
 )
 
 // Configuration reads the configuration of the installation in a namespace.
