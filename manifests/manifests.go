@@ -10,5 +10,10 @@ import _ "embed"
 //go:embed install.yaml
 var Install []byte
 
+// Declare is the Airflow plugin that declares the environment.
+//
+//go:embed airflow/solepod_declare.py
+var Declare []byte
+
 // Namespace is the one that Install has.
 const Namespace = "solepod-system"

@@ -1,0 +1,197 @@
+package declare
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// Containers as the charts render them, without what Plan does not read.
+const (
+	official = `
+containers:
+- {name: scheduler, image: 'apache/airflow:2.10.5', args: [bash, -c, exec airflow scheduler],
+   env: [{name: AIRFLOW__CORE__FERNET_KEY, valueFrom: {secretKeyRef: {name: k, key: k}}}, {name: AIRFLOW_HOME, value: /opt/airflow}],
+   volumeMounts: [{name: logs, mountPath: /opt/airflow/logs}, {name: config, mountPath: /opt/airflow/airflow.cfg, subPath: airflow.cfg}, {name: dags, mountPath: /opt/airflow/dags}]}
+- {name: scheduler-log-groomer, image: 'apache/airflow:2.10.5', args: [bash, /clean-logs],
+   env: [{name: AIRFLOW__LOG_RETENTION_DAYS, value: '15'}, {name: AIRFLOW_HOME, value: /opt/airflow}], volumeMounts: [{name: logs, mountPath: /opt/airflow/logs}]}
+- {name: git-sync, image: 'registry.k8s.io/git-sync/git-sync:v4.3.0', env: [{name: GIT_SYNC_REV, value: HEAD}], volumeMounts: [{name: dags, mountPath: /git}]}
+initContainers:
+- {name: wait-for-airflow-migrations, image: 'apache/airflow:2.10.5', args: [airflow, db, check-migrations]}
+`
+	worker2 = `
+containers:
+- {name: base, image: 'apache/airflow:2.10.5', args: [airflow, tasks, run, d, t, r, --local, --subdir, DAGS_FOLDER/d.py],
+   env: [{name: AIRFLOW_HOME, value: /opt/airflow}, {name: AIRFLOW_IS_K8S_EXECUTOR_POD, value: 'True'}]}
+`
+	worker3 = `
+containers:
+- {name: base, image: 'example.com/team/tasks:1', command: [python, -m, airflow.sdk.execution_time.execute_workload, --json-string, '{}'],
+   volumeMounts: [{name: config, mountPath: /opt/airflow/airflow.cfg, subPath: airflow.cfg}]}
+`
+	kerberos = `
+containers:
+- {name: worker, image: 'apache/airflow:2.10.5', args: [bash, -c, "exec \\\nairflow celery worker"]}
+- {name: worker-kerberos, image: 'apache/airflow:2.10.5', args: [kerberos], env: [{name: AIRFLOW_HOME, value: /opt/airflow}]}
+`
+	astronomer = `
+containers:
+- {name: scheduler, image: 'quay.io/astronomer/astro-runtime:12.7.1@sha256:00', args: [bash, -c, exec airflow scheduler]}
+- {name: groomer, image: 'quay.io/astronomer/astro-runtime:12.7.1', args: [/usr/local/bin/clean-airflow-logs]}
+`
+	bitnami = `
+containers:
+- {name: airflow-scheduler, image: 'docker.io/bitnami/airflow:2.10.5-debian-12-r7', env: [{name: AIRFLOW_EXECUTOR, value: CeleryExecutor}],
+   volumeMounts: [{name: custom, mountPath: /opt/bitnami/airflow/airflow.cfg, subPath: airflow.cfg}]}
+`
+	community = `
+containers:
+- {name: airflow-scheduler, image: 'apache/airflow:2.6.3-python3.9', command: [/usr/bin/dumb-init, --, /entrypoint], args: [bash, -c, 'exec airflow scheduler -n -1'],
+   envFrom: [{secretRef: {name: airflow-config-envs}}], volumeMounts: [{name: pod-template, mountPath: /opt/airflow/pod_templates/pod_template.yaml, subPath: pod_template.yaml}]}
+`
+)
+
+func podOf(t *testing.T, spec, annotations string) Pod {
+	t.Helper()
+	raw, err := yaml.YAMLToJSON([]byte("metadata: {annotations: " + annotations + "}\nspec:\n  " + strings.ReplaceAll(strings.TrimSpace(spec), "\n", "\n  ")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func one(fields string) string {
+	return "containers:\n- {name: base, image: 'apache/airflow:3.0.6', args: [airflow, scheduler], " + fields + "}"
+}
+
+func TestPlan(t *testing.T) {
+	const inHome = "/solepod_declare.py"
+	for name, tc := range map[string]struct {
+		spec, annotations string
+		mounts            string // container=path, in their order
+		problem           string
+	}{
+		"the official chart":              {spec: official, mounts: "0=/opt/airflow/plugins" + inHome},
+		"its KubernetesExecutor, 2":       {spec: worker2, mounts: "0=/opt/airflow/plugins" + inHome},
+		"its KubernetesExecutor, 3":       {spec: worker3, mounts: "0=/opt/airflow/plugins" + inHome},
+		"its workers with Kerberos":       {spec: kerberos, mounts: "0=/opt/airflow/plugins" + inHome},
+		"Astronomer's":                    {spec: astronomer, mounts: "0=/usr/local/airflow/plugins" + inHome},
+		"Bitnami's":                       {spec: bitnami, mounts: "0=/opt/bitnami/airflow/plugins" + inHome},
+		"the community's":                 {spec: community, mounts: "0=/opt/airflow/plugins" + inHome},
+		"by the image alone":              {spec: "containers: [{name: x, image: 'localhost:5000/airflow'}]", mounts: "0=/opt/airflow/plugins" + inHome},
+		"two components in a pod":         {spec: "containers: [{name: x, image: airflow}, {name: second, image: postgres}, {name: z, image: airflow, args: [scheduler]}]", mounts: "0=/opt/airflow/plugins" + inHome + " 2=/opt/airflow/plugins" + inHome},
+		"a home of its own":               {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), mounts: "0=/srv/af/plugins" + inHome},
+		"a plugins folder of its own":     {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}, {name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /srv/plugins/}]"), mounts: "0=/srv/plugins" + inHome},
+		"the last of two values":          {spec: one("env: [{name: AIRFLOW_HOME, value: /a}, {name: AIRFLOW_HOME, value: /b}]"), mounts: "0=/b/plugins" + inHome},
+		"a home that refers to another":   {spec: one("env: [{name: AIRFLOW_HOME, value: $(HOME)/af}]"), mounts: "0=/opt/airflow/plugins" + inHome},
+		"a folder that the user names":    {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), annotations: "{solepod.io/plugins-folder: /code/plugins}", mounts: "0=/code/plugins" + inHome},
+		"no Airflow":                      {spec: "containers: [{name: x, image: postgres, args: [postgres]}]"},
+		"statsd beside Airflow":           {spec: "containers: [{name: statsd, image: 'quay.io/prometheus/statsd-exporter'}]"},
+		"no containers":                   {spec: "volumes: []"},
+		"an own image":                    {spec: "containers: [{name: x, image: example.com/airflow-etl, args: [airflow, scheduler]}]", problem: "container x: the plugins folder is not known"},
+		"a relative folder":               {spec: one(""), annotations: "{solepod.io/plugins-folder: plugins}", problem: `the plugins folder "plugins" is not an absolute path`},
+		"the root as folder":              {spec: one(""), annotations: "{solepod.io/plugins-folder: /}", problem: `the plugins folder "/" is not an absolute path`},
+		"a volume on the plugins folder":  {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins/}]"), problem: "volume p is mounted on the plugins folder /opt/airflow/plugins"},
+		"a volume on the home":            {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow}]"), problem: "volume p is mounted on the plugins folder"},
+		"a volume beside it":              {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins-of-others}]"), mounts: "0=/opt/airflow/plugins" + inHome},
+		"a volume inside it":              {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins/ours}]"), mounts: "0=/opt/airflow/plugins" + inHome},
+		"its own mount":                   {spec: one("volumeMounts: [{name: solepod-declare, mountPath: /opt/airflow/plugins/solepod_declare.py}]")},
+		"the user's own file":             {spec: one("volumeMounts: [{name: ours, mountPath: /code/plugins/solepod_declare.py}]")},
+		"another volume of its name":      {spec: one("") + "\nvolumes: [{name: solepod-declare, emptyDir: {}}]", problem: "the pod has another volume solepod-declare"},
+		"its own volume of another value": {spec: one("") + "\nvolumes: [{name: solepod-declare, downwardAPI: {items: [{path: x, fieldRef: {fieldPath: metadata.name}}]}}]", problem: "another volume"},
+		"Windows":                         {spec: one("") + "\nos: {name: windows}", problem: "Windows"},
+		"Windows, by node":                {spec: one("") + "\nnodeSelector: {kubernetes.io/os: windows}", problem: "Windows"},
+		"no room":                         {spec: one(""), annotations: "{a: " + strings.Repeat("x", maxAnnotations-100) + "}", problem: "of which the API server takes 262144"},
+		"one of two cannot": {
+			spec:   "containers: [{name: x, image: airflow, volumeMounts: [{name: p, mountPath: /opt/airflow}]}, {name: second, image: airflow}]",
+			mounts: "1=/opt/airflow/plugins" + inHome, problem: "container x: volume p",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tc.annotations == "" {
+				tc.annotations = "{}"
+			}
+			injection, problems := Plan(podOf(t, tc.spec, tc.annotations), "airflow-environment", "alpha")
+			var got []string
+			if injection != nil {
+				for _, i := range slices.Sorted(maps.Keys(injection.Mounts)) {
+					got = append(got, fmt.Sprintf("%d=%s", i, injection.Mounts[i]))
+				}
+			}
+			if got := strings.Join(got, " "); got != tc.mounts {
+				t.Errorf("mounts %s, want %s; problems: %q", got, tc.mounts, problems)
+			}
+			if tc.problem == "" && len(problems) > 0 || !strings.Contains(strings.Join(problems, "; "), tc.problem) {
+				t.Errorf("problems: %q, want %q", problems, tc.problem)
+			}
+		})
+	}
+}
+
+// The API server may call the hook a second time, with what it has added.
+func TestPlanAgain(t *testing.T) {
+	const twice = "containers: [{name: x, image: airflow}, {name: second, image: airflow}]"
+	injection, _ := Plan(podOf(t, twice, "{}"), "airflow-environment", "alpha")
+	spec := corev1.PodSpec{Volumes: []corev1.Volume{injection.Volume()}, Containers: []corev1.Container{
+		{Name: "x", Image: "airflow", VolumeMounts: []corev1.VolumeMount{injection.Mount(injection.Mounts[0])}}, {Name: "late", Image: "airflow"},
+	}}
+	raw, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{Annotation: injection.Annotation}}, "spec": spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, err := Decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, problems := Plan(pod, "airflow-environment", "alpha")
+	want := &Injection{Annotation: injection.Annotation, Mounts: map[int]string{1: "/opt/airflow/plugins/solepod_declare.py"}}
+	if diff := cmp.Diff(want, again); diff != "" || problems != nil {
+		t.Error(diff, problems)
+	}
+	pod.Spec.Containers = pod.Spec.Containers[:1]
+	if third, problems := Plan(pod, "airflow-environment", "alpha"); third != nil || problems != nil {
+		t.Errorf("%+v %q", third, problems)
+	}
+}
+
+func TestSource(t *testing.T) {
+	source := Source("team.example.org/env", "alpha-1")
+	for _, want := range []string{"\nLABEL = \"team.example.org/env\"\n", "\nENVIRONMENT = \"alpha-1\"\n"} {
+		if strings.Count(source, want) != 1 {
+			t.Errorf("want one %q in\n%s", want, source)
+		}
+	}
+	if strings.Contains(source, "environ.get") {
+		t.Error("the environment is read from a variable as well")
+	}
+	if len(source) > 8<<10 {
+		t.Errorf("%d bytes", len(source))
+	}
+}
+
+func TestDecodeIsBounded(t *testing.T) {
+	for _, list := range []string{
+		`{"spec":{"containers":[%s]}}`, `{"spec":{"volumes":[%s]}}`, `{"spec":{"containers":[{"env":[%s]}]}}`, `{"spec":{"containers":[{"volumeMounts":[%s]}]}}`,
+	} {
+		for n, fails := range map[int]bool{maxItems: false, maxItems + 1: true} {
+			items := strings.TrimSuffix(strings.Repeat("{},", n), ",")
+			if _, err := Decode([]byte(fmt.Sprintf(list, items))); (err != nil) != fails {
+				t.Errorf("%s of %d: %v", list, n, err)
+			}
+		}
+	}
+	if p, err := Decode([]byte(`{"spec":{"containers":null}}`)); err != nil || p.Spec.Containers != nil {
+		t.Errorf("%v %+v", err, p)
+	}
+}
