@@ -8,11 +8,13 @@ package declare
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/solepod/solepod/manifests"
@@ -83,6 +85,37 @@ func Source(environmentLabel, environment string) string {
 		}
 		return fmt.Sprintf("%s = %q", name, value) // label keys and values have no characters to escape
 	})
+}
+
+// Patches returns the "add" operations that inject into a pod.
+func (i *Injection) Patches(pod Pod) []jsonpatch.JsonPatchOperation {
+	var patches []jsonpatch.JsonPatchOperation
+	add := func(at string, value any) { patches = append(patches, jsonpatch.NewOperation("add", at, value)) }
+	if pod.Metadata.Annotations == nil {
+		add("/metadata/annotations", map[string]string{Annotation: i.Annotation})
+	} else {
+		add("/metadata/annotations/"+strings.ReplaceAll(Annotation, "/", "~1"), i.Annotation)
+	}
+	switch {
+	case i.AddVolume && pod.Spec.Volumes == nil:
+		add("/spec/volumes", []corev1.Volume{i.Volume()})
+	case i.AddVolume:
+		add("/spec/volumes/-", i.Volume())
+	}
+	for _, n := range slices.Sorted(maps.Keys(i.Mounts)) {
+		at, mount := fmt.Sprintf("/spec/containers/%d/volumeMounts", n), i.Mount(i.Mounts[n])
+		if pod.Spec.Containers[n].VolumeMounts == nil {
+			add(at, []corev1.VolumeMount{mount})
+		} else {
+			add(at+"/-", mount)
+		}
+	}
+	return patches
+}
+
+// RunsAirflow reports whether one of the containers runs a component of Airflow.
+func (p Pod) RunsAirflow() bool {
+	return slices.ContainsFunc(p.Spec.Containers, container.runsAirflow)
 }
 
 // Plan returns the injection into a pod, and the problems of each container that

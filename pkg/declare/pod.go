@@ -13,8 +13,10 @@ import (
 // maximum length.
 type Pod struct {
 	Metadata struct {
-		Labels      map[string]string `json:"labels"`
-		Annotations map[string]string `json:"annotations"`
+		Name         string            `json:"name"`
+		GenerateName string            `json:"generateName"`
+		Labels       map[string]string `json:"labels"`
+		Annotations  map[string]string `json:"annotations"`
 	} `json:"metadata"`
 	Spec struct {
 		ServiceAccountName string            `json:"serviceAccountName"`
@@ -79,7 +81,7 @@ func (l *limited[T]) UnmarshalJSONFrom(from *jsontext.Decoder) error {
 	if _, err := from.ReadToken(); err != nil {
 		return err
 	}
-	*l = nil
+	*l = limited[T]{}
 	for from.PeekKind() != ']' {
 		if len(*l) == maxItems {
 			return fmt.Errorf("a list has more than %d items", maxItems)
