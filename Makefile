@@ -7,6 +7,8 @@ HELM          ?= bin/helm
 HELM_DOCS     ?= $(GO) run github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2 --chart-search-root=manifests --log-level=error
 GOVULNCHECK   ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GO_LICENSES   ?= $(GO) run github.com/google/go-licenses@v1.6.0
+# v3.23.0 to v3.26.0 require a version of cascadia that the module proxy refuses.
+VALE          ?= $(GO) run github.com/vale-cli/vale/v3/cmd/vale@v3.22.0
 # What is released is built with this toolchain, wherever it is built.
 TOOLCHAIN      = $(shell sed -n 's/^toolchain //p' go.mod)
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -187,8 +189,16 @@ reproducible: build ## Build the binary again in another folder, and compare
 	cmp bin/solepod "$$other/solepod/bin/solepod" && sha256sum bin/solepod && rm -rf "$$other"
 
 .PHONY: lint
-lint: ## Run golangci-lint
+lint: ## Run golangci-lint on the code, and Vale on the prose
 	$(GOLANGCI_LINT) run
+	@$(MAKE) --no-print-directory lint-prose
+
+# .vale.ini names the formats that are checked, and the exceptions. .vale itself
+# quotes what its rules forbid; testdata and requirements are not written by hand.
+.PHONY: lint-prose
+lint-prose: ## Run Vale on documentation, comments and messages (needs gcc)
+	@$(VALE) --no-global test .vale/styles
+	@$(VALE) --no-global --output=line $$(git ls-files -- ':!.vale' ':!*/testdata/*' ':!test/airflow/requirements')
 
 .PHONY: fmt
 fmt: ## Format the code
