@@ -47,12 +47,16 @@ func pod(name string, changes ...func(*Pod)) Pod {
 }
 
 func label(key, value string) func(*Pod) { return func(p *Pod) { p.Labels[key] = value } }
-func declares(environment string) func(*Pod) {
+func labelled(environment string) func(*Pod) {
 	return label(taskpod.DefaultEnvironmentLabel, environment)
 }
 
+func declares(environment string) func(*Pod) {
+	return func(p *Pod) { labelled(environment)(p); label(taskpod.LabelEvidence, taskpod.EvidenceV1)(p) }
+}
+
 func stamped(environment string) func(*Pod) {
-	return func(p *Pod) { declares(environment)(p); p.Stamped = true }
+	return func(p *Pod) { labelled(environment)(p); p.Stamped = true }
 }
 
 func endedBefore(ago time.Duration) func(*Pod) {
@@ -97,6 +101,7 @@ func TestScan(t *testing.T) {
 		"two of unknown environments":         {[]Pod{pod("a"), pod("bb")}, []string{"collision bb a"}},
 		"two environments, stamped":           {[]Pod{pod("a", stamped("alpha")), pod("bb", stamped("production"))}, []string{"collision bb a"}},
 		"two environments, declared":          {[]Pod{pod("a", declares("alpha")), pod("bb", declares("production"))}, nil},
+		"two environments, labelled":          {[]Pod{pod("a", labelled("alpha")), pod("bb", labelled("production"))}, []string{"collision bb a"}},
 		"two environments, one declared":      {[]Pod{pod("a", declares("alpha")), pod("bb", stamped("production"))}, []string{"collision bb a"}},
 		"one of them is being deleted":        {[]Pod{pod("a"), pod("bb", deleting)}, nil},
 		"one of them is checked":              {[]Pod{pod("a"), pod("bb", label(taskpod.LabelChecked, "True"))}, nil},
@@ -134,17 +139,6 @@ func TestScan(t *testing.T) {
 				t.Errorf("in the other order: %q", again)
 			}
 		})
-	}
-}
-
-// Where Airflow does not select by labels of its operators, to declare one's
-// environment does not help.
-func TestScanOldProviders(t *testing.T) {
-	o := options()
-	o.Settings.SelectorIncludesLabels = false
-	got := found(Scan(Cluster{Pods: []Pod{pod("a", declares("alpha")), pod("bb", declares("production"))}}, o))
-	if want := []string{"collision bb a"}; !slices.Equal(got, want) {
-		t.Errorf("%q", got)
 	}
 }
 

@@ -100,7 +100,7 @@ func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
 	_, p.Retired = object.Annotations[retire.Annotation]
 	p.Namespace = i.one(p.Namespace)
 	kept := labels.Set{}
-	for _, key := range append(taskpod.AirflowLabels(), environmentLabel) {
+	for _, key := range append(taskpod.AirflowLabels(), taskpod.LabelEvidence, environmentLabel) {
 		if value, ok := p.Labels[key]; ok {
 			kept[key] = i.one(value)
 		}

@@ -38,7 +38,6 @@ func FuzzScan(f *testing.F) {
 			t.Skip("the API server has no such strings")
 		}
 		o := options()
-		o.Settings.SelectorIncludesLabels = setting&1 == 0
 		if setting&2 != 0 {
 			o.Environments = []string{"alpha", ""}
 		}
@@ -130,7 +129,7 @@ func checkCollisions(t *testing.T, c Cluster, o Options, r Report) {
 			continue
 		}
 		var found []Pod
-		selector := p.Selector(o.Settings.SelectorLabel(p.Environment(o.Settings.EnvironmentLabel)))
+		selector := p.Selector(o.Settings.EnvironmentLabel)
 		for _, x := range c.Pods {
 			// Airflow labels no pod with both, which would be found by either.
 			_, run := x.Labels[taskpod.LabelRun]

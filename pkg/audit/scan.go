@@ -209,7 +209,7 @@ func collisions(family []*Pod, o Options) []Collision {
 		if p.Finished() || p.Checked() || grouped[p] {
 			return
 		}
-		selector := p.Selector(o.Settings.SelectorLabel(p.Environment(o.Settings.EnvironmentLabel)))
+		selector := p.Selector(o.Settings.EnvironmentLabel)
 		var found []*Pod
 		for _, x := range candidates {
 			if !x.Deleting && selector.Matches(labels.Set(x.Labels)) {

@@ -183,7 +183,7 @@ func (c *cluster) start(t *testing.T, manifest string) {
 	for _, environment := range []string{"alpha", "production"} {
 		namespace := "airflow-" + environment
 		pod := taskPod(namespace, environment)
-		pod.Labels[c.label] = environment
+		pod.Labels[c.label], pod.Labels["solepod.io/declared"] = environment, "v1"
 		add(
 			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{corev1.LabelMetadataName: namespace, c.label: environment}}},
 			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}},

@@ -144,6 +144,9 @@ func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Po
 	if h.Environment != "" {
 		labels[environmentLabel] = h.Environment
 	}
+	if h.Declared {
+		labels[taskpod.LabelEvidence] = taskpod.EvidenceV1
+	}
 	if h.Try != "" {
 		labels[taskpod.LabelTry] = h.Try
 	}

@@ -364,7 +364,7 @@ type protocol struct {
 	uid func(pod string, uid types.UID) types.UID
 }
 
-var modelSettings = policy.Settings{EnvironmentLabel: envLabel, SelectorIncludesLabels: true}
+var modelSettings = policy.Settings{EnvironmentLabel: envLabel}
 
 func realClaims(api API, r *run) *Claimer {
 	fired := make(chan time.Time)

@@ -15,20 +15,19 @@ const head = "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n"
 
 func TestLoad(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "solepod.yaml")
-	if err := os.WriteFile(file, []byte(head+"injection: Require\nenvironmentLabel: example.com/airflow\nselectorIncludesLabels: false\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(head+"injection: Require\nenvironmentLabel: example.com/airflow\nretries: Supersede\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	no := false
 	want := Default()
-	want.Injection, want.EnvironmentLabel, want.SelectorIncludesLabels = InjectionRequire, "example.com/airflow", &no
+	want.Injection, want.EnvironmentLabel, want.Retries = InjectionRequire, "example.com/airflow", RetriesSupersede
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "example.com/airflow", RequireDeclared: true, SelectorExceptions: map[string]bool{}}, got.Policy()); diff != "" {
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "example.com/airflow", RequireDeclared: true, SupersedeRetries: true}, got.Policy()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -38,19 +37,17 @@ func TestEnvironments(t *testing.T) {
 environments:
   - name: old
     users: [airflow@example.com]
-    selectorIncludesLabels: false
   - name: new
     serviceAccounts: [airflow/worker]
     groups: [data]
-    selectorIncludesLabels: true
 foreignAccess: Audit
 claims: {patience: 0s}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[string]bool{"old": false}, c.Policy().SelectorExceptions); diff != "" {
-		t.Error(diff)
+	if len(c.Environments) != 2 || c.Environments[0].Users[0] != "airflow@example.com" {
+		t.Errorf("%+v", c)
 	}
 	if c.AccessEnforcement() != EnforcementAudit || c.Claims.Patience.Duration != 0 {
 		t.Errorf("%+v", c)
@@ -94,14 +91,14 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(empty, none); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "airflow-environment", SelectorIncludesLabels: true, SelectorExceptions: map[string]bool{}}, none.Policy()); diff != "" {
+	if diff := cmp.Diff(policy.Settings{EnvironmentLabel: "airflow-environment"}, none.Policy()); diff != "" {
 		t.Error(diff)
 	}
 }
 
 func TestString(t *testing.T) {
 	got := Default().String()
-	for _, want := range []string{`"environmentLabel":"airflow-environment"`, `"selectorIncludesLabels":true`, `"claims":{"patience":"1s"}`} {
+	for _, want := range []string{`"environmentLabel":"airflow-environment"`, `"claims":{"patience":"1s"}`} {
 		if !strings.Contains(got, want) || strings.Contains(got, "\n") {
 			t.Errorf("%s lacks %s, or is not one line", got, want)
 		}
@@ -116,10 +113,11 @@ func TestErrorsNameFieldValueAndCure(t *testing.T) {
 		head + "disclosure: none\n":                                                     {`disclosure: Unsupported value: "none": supported values: "Full", "Discreet"`},
 		head + "onError: Retry\n":                                                       {`onError: Unsupported value: "Retry": supported values: "Deny", "Allow"`},
 		head + "environmentLabel: a b\n":                                                {`environmentLabel: Invalid value: "a b"`},
-		head + "environmentLabel: dag_id\n":                                             {`environmentLabel: Invalid value: "dag_id": is one of Airflow's own labels; choose another key`},
+		head + "environmentLabel: dag_id\n":                                             {`environmentLabel: Invalid value: "dag_id": has another meaning; choose another key`},
 		head + "injection: x\nonError: y\n":                                             {"injection: ", "onError: "},
 		head + "injection: Stamp\ninjection: Off\n":                                     {`key "injection" already set in map`},
-		head + "selectorIncludesLabels: maybe\n":                                        {"selectorIncludesLabels"},
+		head + "selectorIncludesLabels: true\n":                                         {`unknown field "selectorIncludesLabels"`},
+		head + "environmentLabel: solepod.io/declared\n":                                {"has another meaning; choose another key"},
 		head + "retries: Replace\n":                                                     {`retries: Unsupported value: "Replace": supported values: "Allow", "Supersede"`},
 		head + "foreignAccess: Never\n":                                                 {`foreignAccess: Unsupported value: "Never": supported values: "Deny", "Audit", "Off"`},
 		head + "claims: {patience: 6s}\n":                                               {`claims.patience: Invalid value: "6s": must be from 0s to 5s`},

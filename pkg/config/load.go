@@ -75,10 +75,6 @@ func (c *Configuration) setDefaults() {
 	if c.Claims.Patience == nil {
 		c.Claims.Patience = &metav1.Duration{Duration: time.Second}
 	}
-	if c.SelectorIncludesLabels == nil {
-		yes := true
-		c.SelectorIncludesLabels = &yes
-	}
 	c.Enforcement = cmp.Or(c.Enforcement, EnforcementDeny)
 	c.Retries = cmp.Or(c.Retries, RetriesAllow)
 	c.OnError = cmp.Or(c.OnError, OnErrorDeny)

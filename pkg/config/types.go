@@ -32,11 +32,6 @@ type Configuration struct {
 	// environment although it is known. Default: Stamp.
 	Injection Injection `json:"injection,omitempty"`
 
-	// SelectorIncludesLabels says whether Airflow's selectors contain the
-	// operator's own labels, which they do from provider 7.4.1 on. Set it to
-	// false if one of the environments has an older provider. Default: true.
-	SelectorIncludesLabels *bool `json:"selectorIncludesLabels,omitempty"`
-
 	// Environments says more about single environments. An environment need not
 	// be listed: labels name it. Default: none.
 	Environments []Environment `json:"environments,omitempty"`
@@ -80,10 +75,6 @@ type Environment struct {
 
 	// ServiceAccounts, as namespace/name, belong to the environment.
 	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
-
-	// SelectorIncludesLabels is the setting of the same name for this
-	// environment. Default: that of the whole configuration.
-	SelectorIncludesLabels *bool `json:"selectorIncludesLabels,omitempty"`
 }
 
 // ClaimSettings are the settings of claims.
@@ -171,19 +162,11 @@ const (
 
 // Policy returns the settings that decisions depend on.
 func (c *Configuration) Policy() policy.Settings {
-	exceptions := map[string]bool{}
-	for _, e := range c.Environments {
-		if e.SelectorIncludesLabels != nil && *e.SelectorIncludesLabels != *c.SelectorIncludesLabels {
-			exceptions[e.Name] = *e.SelectorIncludesLabels
-		}
-	}
 	return policy.Settings{
-		EnvironmentLabel:       c.EnvironmentLabel,
-		RequireDeclared:        c.Injection == InjectionRequire,
-		SelectorIncludesLabels: *c.SelectorIncludesLabels,
-		SelectorExceptions:     exceptions,
-		Discreet:               c.Disclosure == DisclosureDiscreet,
-		SupersedeRetries:       c.Retries == RetriesSupersede,
+		EnvironmentLabel: c.EnvironmentLabel,
+		RequireDeclared:  c.Injection == InjectionRequire,
+		Discreet:         c.Disclosure == DisclosureDiscreet,
+		SupersedeRetries: c.Retries == RetriesSupersede,
 	}
 }
 

@@ -26,8 +26,8 @@ func (c *Configuration) validateType() field.ErrorList {
 func (c *Configuration) validate() field.ErrorList {
 	label := field.NewPath("environmentLabel")
 	errs := metav1validation.ValidateLabelName(c.EnvironmentLabel, label)
-	if slices.Contains(taskpod.AirflowLabels(), c.EnvironmentLabel) {
-		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "is one of Airflow's own labels; choose another key"))
+	if slices.Contains(append(taskpod.AirflowLabels(), taskpod.LabelEvidence), c.EnvironmentLabel) {
+		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "has another meaning; choose another key"))
 	}
 	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)
 	errs = append(errs, oneOf("enforcement", c.Enforcement, EnforcementDeny, EnforcementWarn, EnforcementAudit)...)

@@ -21,10 +21,9 @@ import (
 )
 
 const (
-	// Label opts a namespace in with the value Enabled, and a pod in it out with
-	// the value Disabled.
-	Label    = "solepod.io/declare"
-	Enabled  = "enabled"
+	// Enabled is the value of [taskpod.LabelDeclare] that opts a namespace in.
+	Enabled = "enabled"
+	// Disabled is the value of [taskpod.LabelDeclare] that opts a pod out.
 	Disabled = "disabled"
 
 	// Annotation is the content of the file in a pod. The kubelet writes it into

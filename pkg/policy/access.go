@@ -73,6 +73,8 @@ func identityChange(before, after taskpod.Pod, key string) string {
 		return "label " + taskpod.LabelMapIndex
 	case before.Environment(key) != after.Environment(key):
 		return "label " + key
+	case before.Labels[taskpod.LabelEvidence] != after.Labels[taskpod.LabelEvidence]:
+		return "label " + taskpod.LabelEvidence
 	case before.Stamped != after.Stamped:
 		return "annotation " + taskpod.AnnotationEnvironment
 	case before.Checked() && !after.Checked():

@@ -21,7 +21,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 	var cure string
 	switch reason {
 	case DuplicateEnvironment:
-		cure = "Pause the DAG in one of the two environments, or " + howToSeparate(n, x, s)
+		cure = "Pause the DAG in one of the two environments, or " + howToSeparate
 	case DuplicateTry:
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
 		if n.Pod.Environment(s.EnvironmentLabel) == "" {
@@ -31,7 +31,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		cure = tryAgain
 	case LeftoverEnvironment:
 		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
-			taskpod.LabelChecked, taskpod.True, howToSeparate(n, x, s))
+			taskpod.LabelChecked, taskpod.True, howToSeparate)
 	}
 	return compose(reason, conflictOf(reason),
 		"Existing pod: "+describePod(x, n.Now, s),
@@ -67,7 +67,7 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 	switch {
 	case reason == InFlight:
 		cure = tryAgain
-	case reason == DuplicateEnvironment && s.SelectorIncludesLabels:
+	case reason == DuplicateEnvironment:
 		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
 	}
 	return compose(reason, conflictOf(reason), describeTask(n.Pod), cure)
@@ -80,7 +80,7 @@ func discreetForeign(s Settings) string {
 		return ""
 	}
 	return compose(ForeignEnvironment, "this pod belongs to another Airflow environment",
-		"If an Airflow task has found it: declare the environment in the labels of the operator, then clear the task")
+		"If an Airflow task has found it: "+howToDeclare+", then clear the task")
 }
 
 const askOperators = "Ask the cluster administrators: the log of solepod names the pods that collide"
@@ -92,10 +92,10 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 	case EnvironmentMismatch:
 		carried := cmp.Or(safe(n.Pod.Environment(key)), "(empty)")
 		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, carried, env)
-		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the ServiceAccount or namespace of the requester", key, env, key)
+		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the ServiceAccount or namespace of the requester and restart Airflow", key, env, key)
 	case EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
-		cure = "Declare it by adding " + declaration(n, s)
+		cure = "Label the namespace of its Airflow with " + taskpod.LabelDeclare + "=enabled and restart Airflow"
 	}
 	return compose(reason, what, describeTask(n.Pod), describeRequester(n.Requester), cure)
 }
@@ -107,8 +107,7 @@ func foreignMessage(a Access, s Settings) string {
 		"Pod: "+describePod(a.Pod, a.Now, s),
 		describeTask(a.Pod),
 		describeRequester(a.Requester),
-		fmt.Sprintf("The Airflow task has found the pod of another environment: declare the environment by adding %s: %s to the labels of the operator, then clear the task",
-			s.EnvironmentLabel, safe(a.Requester.Environment)))
+		"The Airflow task has found the pod of another environment: "+howToDeclare+", then clear the task")
 }
 
 func identityMessage(a Access, what string, s Settings) string {
@@ -120,18 +119,11 @@ func identityMessage(a Access, what string, s Settings) string {
 		"Do not change it; to run another task, create another pod")
 }
 
-func howToSeparate(n Submission, x taskpod.Pod, s Settings) string {
-	if !s.separable(n.Requester.Environment) || !s.separable(x.Environment(s.EnvironmentLabel)) {
-		return "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both and let both declare their environment"
-	}
-	return "let both declare their environment, here by adding " + declaration(n, s)
-}
+// howToSeparate states what makes two environments able to run the same task.
+const howToSeparate = "let both declare their environment: " + howToDeclare
 
-// declaration returns what to add to Airflow.
-func declaration(n Submission, s Settings) string {
-	env := cmp.Or(safe(n.Requester.Environment), "NAME")
-	return fmt.Sprintf("%s: %s to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy)", s.EnvironmentLabel, env)
-}
+// howToDeclare states what makes an Airflow declare its environment.
+const howToDeclare = "label the namespace of each Airflow with " + taskpod.LabelDeclare + "=enabled and restart Airflow"
 
 func compose(reason Reason, what string, rest ...string) string {
 	return fmt.Sprintf("solepod: %s. %s [%s]", what, strings.Join(rest, ". "), reason)
@@ -148,8 +140,12 @@ func describeTask(p taskpod.Pod) string {
 
 func describePod(p taskpod.Pod, now time.Time, s Settings) string {
 	env := orUnknown(p.Environment(s.EnvironmentLabel))
-	if p.Stamped && p.Environment(s.EnvironmentLabel) != "" {
+	switch {
+	case p.Environment(s.EnvironmentLabel) == "":
+	case p.Stamped:
 		env += " (stamped, not declared)"
+	case !p.Declares(s.EnvironmentLabel):
+		env += " (labelled, not declared)"
 	}
 	return fmt.Sprintf("%s/%s, environment %s, %s, try %s, age %s",
 		safe(p.Namespace), orUnknown(p.Name), env, describePhase(p), tryOf(p), age(p.Created, now))

@@ -11,8 +11,7 @@ const asked = "Requested by system:serviceaccount:airflow-production:airflow, en
 
 func TestMessages(t *testing.T) {
 	const task = "Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, try 1. "
-	old, require := defaults(), defaults()
-	old.SelectorIncludesLabels = false
+	require := defaults()
 	require.RequireDeclared = true
 	access := func(op Operation, before, updated, requester string) Decision {
 		return DecideAccess(Access{Operation: op, Pod: pod(before), Updated: pod(updated), Now: now,
@@ -30,16 +29,16 @@ func TestMessages(t *testing.T) {
 			"solepod: another Airflow environment is already running this task. " +
 				"Existing pod: data-jobs/export-action-log-4devg7t1, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " +
 				task + asked +
-				"Pause the DAG in one of the two environments, or let both declare their environment, " +
-				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [DuplicateEnvironment]",
+				"Pause the DAG in one of the two environments, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [DuplicateEnvironment]",
 		},
-		"an old provider, mapped": {
-			create("n map_index=3 production!", "production", old, Existing{Pod: pod("x alpha! map_index=3")}),
+		"labelled by a template, mapped": {
+			create("n map_index=3 production!", "production", defaults(), Existing{Pod: pod("x alpha? map_index=3")}),
 			"solepod: another Airflow environment is already running this task. " +
-				"Existing pod: data-jobs/x, environment alpha, phase Running, try 1, age 77s. " +
+				"Existing pod: data-jobs/x, environment alpha (labelled, not declared), phase Running, try 1, age 77s. " +
 				"Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, map index 3, try 1. " + asked +
-				"Pause the DAG in one of the two environments, or " +
-				"upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both and let both declare their environment [DuplicateEnvironment]",
+				"Pause the DAG in one of the two environments, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [DuplicateEnvironment]",
 		},
 		"two unknown environments": {
 			create("n", "", defaults(), Existing{Pod: pod("x Pending try_number-")}),
@@ -65,26 +64,26 @@ func TestMessages(t *testing.T) {
 			create("n production!", "production", defaults(), Existing{Pod: pod("x alpha~ Succeeded deleting")}),
 			"solepod: a finished pod of another Airflow environment still matches this task's selector. " +
 				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Succeeded (being deleted), try 1, age 77s. " + task + asked +
-				"Delete that pod or label it already_checked=True and try again, or let both declare their environment, " +
-				"here by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [LeftoverEnvironment]",
+				"Delete that pod or label it already_checked=True and try again, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [LeftoverEnvironment]",
 		},
 		"mismatch": {
 			create("n alpha!", "production", defaults()),
 			"solepod: the pod carries the label airflow-environment=alpha but its requester belongs to environment production. " + task + asked +
 				"Set airflow-environment to production in the labels of the operator, " +
-				"or correct the label airflow-environment on the ServiceAccount or namespace of the requester [EnvironmentMismatch]",
+				"or correct the label airflow-environment on the ServiceAccount or namespace of the requester and restart Airflow [EnvironmentMismatch]",
 		},
 		"not declared": {
 			create("n production~", "production", require),
 			"solepod: the pod does not declare its environment, which environment production must. " + task + asked +
-				"Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [EnvironmentNotDeclared]",
+				"Label the namespace of its Airflow with solepod.io/declare=enabled and restart Airflow [EnvironmentNotDeclared]",
 		},
 		"foreign delete": {
 			access(operationDelete, "export-action-log-4devg7t1 alpha!", "x", "production"),
 			"solepod: environment production may not delete a pod of environment alpha. " +
 				"Pod: data-jobs/export-action-log-4devg7t1, environment alpha, phase Running, try 1, age 77s. " + task + asked +
-				"The Airflow task has found the pod of another environment: declare the environment by adding " +
-				"airflow-environment: production to the labels of the operator, then clear the task [ForeignEnvironment]",
+				"The Airflow task has found the pod of another environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task [ForeignEnvironment]",
 		},
 		"identity changed": {
 			access(operationUpdate, "x production!", "x production! run_id=other", "production"),
@@ -106,9 +105,8 @@ func TestMessages(t *testing.T) {
 // either of them does not know already.
 func TestDiscreet(t *testing.T) {
 	const task = "Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, try 1. "
-	discreet, old := defaults(), defaults()
+	discreet := defaults()
 	discreet.Discreet = true
-	old.Discreet, old.SelectorIncludesLabels = true, false
 	production := Requester{Username: "system:serviceaccount:airflow-production:airflow", Environment: "production"}
 	for name, tc := range map[string]struct {
 		decision Decision
@@ -118,11 +116,6 @@ func TestDiscreet(t *testing.T) {
 			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, discreet),
 			"solepod: another Airflow environment is already running this task. " + task +
 				"Pause the DAG in one of the two environments, or let both declare their environment [DuplicateEnvironment]",
-		},
-		"live, an old provider": {
-			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~")}}, old),
-			"solepod: another Airflow environment is already running this task. " + task +
-				"Ask the cluster administrators: the log of solepod names the pods that collide [DuplicateEnvironment]",
 		},
 		"in flight": {
 			Decide(submit("n production~", "production"), []Existing{{Pod: pod("x alpha~"), InFlight: true}}, discreet),
@@ -141,7 +134,7 @@ func TestDiscreet(t *testing.T) {
 		"a foreign delete": {
 			DecideAccess(Access{Operation: operationDelete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
 			"solepod: this pod belongs to another Airflow environment. If an Airflow task has found it: " +
-				"declare the environment in the labels of the operator, then clear the task [ForeignEnvironment]",
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task [ForeignEnvironment]",
 		},
 		"its own environment": {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x production~")}}, discreet), ""},
 		"no other pod":        {Decide(submit("n alpha!", "production"), nil, discreet), ""},
@@ -201,7 +194,7 @@ func TestMessagesAreSafe(t *testing.T) {
 			}
 		}
 	}
-	want := map[Reason]bool{DuplicateEnvironment: true, InFlight: true, EnvironmentMismatch: true, ForeignEnvironment: true}
+	want := map[Reason]bool{DuplicateEnvironment: true, InFlight: true, EnvironmentMismatch: true, EnvironmentNotDeclared: true, ForeignEnvironment: true}
 	if diff := cmp.Diff(want, denied); diff != "" {
 		t.Error(diff)
 	}

@@ -27,12 +27,6 @@ type Settings struct {
 	// RequireDeclared denies pods that do not declare their environment if the
 	// requester has one (injection: Require).
 	RequireDeclared bool
-	// SelectorIncludesLabels is true if Airflow's selectors contain the labels of
-	// the operator (provider 7.4.1+). If they do not, two pods have the same
-	// selector even if both declare their environment.
-	SelectorIncludesLabels bool
-	// SelectorExceptions overrides SelectorIncludesLabels by environment.
-	SelectorExceptions map[string]bool
 	// Discreet hides environments from one another: the message of a denial says
 	// that there is a collision, but not with which pod or environment
 	// (disclosure: Discreet).
@@ -40,24 +34,6 @@ type Settings struct {
 	// SupersedeRetries replaces the pod of an earlier try of the same environment
 	// by the pod of a later one (retries: Supersede). Otherwise both exist.
 	SupersedeRetries bool
-}
-
-// separable reports whether the selectors of an environment contain the
-// environment label of a pod that declares it.
-func (s Settings) separable(environment string) bool {
-	if includes, ok := s.SelectorExceptions[environment]; ok {
-		return includes
-	}
-	return s.SelectorIncludesLabels
-}
-
-// SelectorLabel returns the argument of [taskpod.Pod.Selector] for pods of an
-// environment: the environment label, or "" if Airflow does not select by it.
-func (s Settings) SelectorLabel(environment string) string {
-	if !s.separable(environment) {
-		return ""
-	}
-	return s.EnvironmentLabel
 }
 
 // Requester is the user that sent a request to the API server.
@@ -231,10 +207,9 @@ func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
 	key := s.EnvironmentLabel
 	sameEnvironment := n.Environment(key) == x.Environment(key)
 	bothDeclared := n.Declares(key) && x.Declares(key)
-	bothSeparable := s.separable(n.Environment(key)) && s.separable(x.Environment(key))
 
 	switch {
-	case !sameEnvironment && bothDeclared && bothSeparable:
+	case !sameEnvironment && bothDeclared:
 		return verdict{} // each selector contains its own environment and matches one pod
 
 	case !sameEnvironment && x.Finished():

@@ -23,7 +23,7 @@ var (
 )
 
 func defaults() Settings {
-	return Settings{EnvironmentLabel: key, SelectorIncludesLabels: true}
+	return Settings{EnvironmentLabel: key}
 }
 
 // pod reads a pod of the incident from a line of package fixture. The default
@@ -69,9 +69,10 @@ func summary(d Decision) string {
 func TestTable(t *testing.T) {
 	// What the two pods are to one another, by the words for their environments.
 	relations := map[string]map[string]string{ // submission → existing → relation
-		"":       {"": "same", "alpha!": "other", "alpha~": "other", "prod!": "other", "prod~": "other"},
-		"alpha!": {"": "other", "alpha!": "same", "alpha~": "same", "prod!": "declared", "prod~": "other"},
-		"alpha~": {"": "other", "alpha!": "same", "alpha~": "same", "prod!": "other", "prod~": "other"},
+		"":       {"": "same", "alpha!": "other", "alpha~": "other", "alpha?": "other", "prod!": "other", "prod~": "other", "prod?": "other"},
+		"alpha!": {"": "other", "alpha!": "same", "alpha~": "same", "alpha?": "same", "prod!": "declared", "prod~": "other", "prod?": "other"},
+		"alpha~": {"": "other", "alpha!": "same", "alpha~": "same", "alpha?": "same", "prod!": "other", "prod~": "other", "prod?": "other"},
+		"alpha?": {"": "other", "alpha!": "same", "alpha~": "same", "alpha?": "same", "prod!": "other", "prod~": "other", "prod?": "other"},
 	}
 	const (
 		duplicate = "403 DuplicateEnvironment"
@@ -92,47 +93,41 @@ func TestTable(t *testing.T) {
 		for x, relation := range existing {
 			for _, tries := range []string{"try_number=1", "try_number=2", "try_number=3", "try_number-", "try_number=two"} {
 				for _, supersede := range []bool{false, true} {
-					for _, includes := range []bool{true, false} {
-						row := relation
-						if row == "declared" && !includes {
-							row = "other" // an old provider does not see the declaration
+					row := relation
+					if row == "same" {
+						switch {
+						case tries != "try_number=3":
+							row = "same/other"
+						case supersede:
+							row = "same/newer/Supersede"
+						default:
+							row = "same/newer/Allow"
 						}
-						if row == "same" {
-							switch {
-							case tries != "try_number=3":
-								row = "same/other"
-							case supersede:
-								row = "same/newer/Supersede"
-							default:
-								row = "same/newer/Allow"
-							}
+					}
+					want := table[row]
+					s := defaults()
+					s.SupersedeRetries = supersede
+					for state, outcome := range map[string]string{
+						"Pending": want.live, "Running": want.live, "Unknown": want.live,
+						"Succeeded": want.finished, "Failed": want.finished, "Running deleting": want.finished,
+						"in flight": want.inFlight,
+					} {
+						line := "x try_number=2 " + x
+						if state != "in flight" {
+							line += " " + state
 						}
-						want := table[row]
-						s := defaults()
-						s.SupersedeRetries, s.SelectorIncludesLabels = supersede, includes
-						for state, outcome := range map[string]string{
-							"Pending": want.live, "Running": want.live, "Unknown": want.live,
-							"Succeeded": want.finished, "Failed": want.finished, "Running deleting": want.finished,
-							"in flight": want.inFlight,
-						} {
-							line := "x try_number=2 " + x
-							if state != "in flight" {
-								line += " " + state
-							}
-							d := Decide(submit("n "+tries+" "+n, ""),
-								[]Existing{{Pod: pod(line), InFlight: state == "in flight"}}, s)
-							if got := summary(d); got != outcome {
-								t.Errorf("%q beside %q (%s), supersede %v, selector includes labels %v: %s, want %s",
-									n+" "+tries, x, state, supersede, includes, got, outcome)
-							}
-							rows++
+						d := Decide(submit("n "+tries+" "+n, ""),
+							[]Existing{{Pod: pod(line), InFlight: state == "in flight"}}, s)
+						if got := summary(d); got != outcome {
+							t.Errorf("%q beside %q (%s), supersede %v: %s, want %s", n+" "+tries, x, state, supersede, got, outcome)
 						}
+						rows++
 					}
 				}
 			}
 		}
 	}
-	if rows != 15*5*2*2*7 {
+	if rows != 4*7*5*2*7 {
 		t.Errorf("%d rows", rows)
 	}
 }
@@ -252,22 +247,24 @@ func TestWhichPodIsNamed(t *testing.T) {
 	}
 }
 
-// Declared environments are kept apart only if the selectors of both contain
-// their labels.
-func TestOneEnvironmentHasAnOldProvider(t *testing.T) {
-	s := defaults()
-	s.SelectorExceptions = map[string]bool{"old": false}
+// A label counts as declared only with evidence that it is in Airflow's selector.
+func TestEvidence(t *testing.T) {
 	for pods, want := range map[[2]string]string{
-		{"n alpha!", "x prod!"}: "admit",
-		{"n old!", "x prod!"}:   "403 DuplicateEnvironment",
-		{"n prod!", "x old!"}:   "403 DuplicateEnvironment",
+		{"n alpha!", "x prod!"}:                                "admit",
+		{"n alpha?", "x prod!"}:                                "403 DuplicateEnvironment",
+		{"n alpha!", "x prod?"}:                                "403 DuplicateEnvironment",
+		{"n alpha? solepod.io/declared=v2", "x prod!"}:         "403 DuplicateEnvironment",
+		{"n alpha? solepod.io/declared=", "x prod!"}:           "403 DuplicateEnvironment",
+		{"n alpha~ solepod.io/declared=v1", "x prod!"}:         "403 DuplicateEnvironment",
+		{"n solepod.io/declared=v1", "x prod!"}:                "403 DuplicateEnvironment",
+		{"n alpha? solepod.io/declared=v1", "x prod!"}:         "admit",
+		{"n alpha! try_number=2", "x alpha~"}:                  "admit",
+		{"n alpha! try_number=2", "x alpha? try_number=1"}:     "admit",
+		{"n alpha!", "x alpha?"}:                               "403 DuplicateTry",
+		{"n alpha! airflow-environment=", "x prod! Succeeded"}: "409 LeftoverEnvironment",
 	} {
-		d := Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, s)
-		if got := summary(d); got != want {
+		if got := summary(Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, defaults())); got != want {
 			t.Errorf("%s beside %s: %s, want %s", pods[0], pods[1], got, want)
-		}
-		if cure := "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both"; !d.Allowed && pods[1] == "x old!" && !strings.Contains(d.Message, cure) {
-			t.Error(d.Message)
 		}
 	}
 }
@@ -297,6 +294,8 @@ func TestAccess(t *testing.T) {
 		"a map index":                    {operationUpdate, "alpha", "x alpha!", "x alpha! map_index=0", "403 IdentityChanged"},
 		"another environment":            {operationUpdate, "alpha", "x alpha!", "x prod!", "403 IdentityChanged"},
 		"an environment where none was":  {operationUpdate, "alpha", "x", "x alpha!", "403 IdentityChanged"},
+		"a label passed off as declared": {operationUpdate, "alpha", "x alpha?", "x alpha!", "403 IdentityChanged"},
+		"evidence taken away":            {operationUpdate, "alpha", "x alpha!", "x alpha?", "403 IdentityChanged"},
 		"a stamp passed off as declared": {operationUpdate, "alpha", "x alpha~", "x alpha!", "403 IdentityChanged"},
 		"no task pod any more":           {operationUpdate, "alpha", "x alpha!", "x alpha! kubernetes_pod_operator-", "403 IdentityChanged"},
 		"hidden as a worker":             {operationUpdate, "alpha", "x alpha!", "x alpha! airflow-worker=1", "403 IdentityChanged"},

@@ -41,11 +41,7 @@ func (c *cluster) create(n taskpod.Pod) Decision {
 
 // found lists what Airflow's find_pod returns when it looks for p.
 func (c *cluster) found(p taskpod.Pod) []taskpod.Pod {
-	selectorKey := ""
-	if c.settings.separable(p.Environment(key)) {
-		selectorKey = c.settings.EnvironmentLabel
-	}
-	selector := p.Selector(selectorKey)
+	selector := p.Selector(key)
 	var out []taskpod.Pod
 	for _, x := range c.pods {
 		if selector.Matches(labels.Set(x.Labels)) {
@@ -56,7 +52,7 @@ func (c *cluster) found(p taskpod.Pod) []taskpod.Pod {
 }
 
 // TestPromise plays arbitrary histories of two tasks, mapped or not, in up to
-// three environments, declared, stamped or unknown. After each step, whatever
+// three environments, declared, labelled, stamped or unknown. After each step, whatever
 // the selector of an admitted pod matches beside the pod itself is a retry of
 // the same environment; without retries in the history, and with those that
 // are superseded, it matches exactly that pod.
@@ -65,10 +61,7 @@ func TestPromise(t *testing.T) {
 		t.Run("retries "+retries, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				c := &cluster{settings: Settings{
-					EnvironmentLabel:       key,
-					SelectorIncludesLabels: rapid.Bool().Draw(t, "selectorIncludesLabels"),
-					SelectorExceptions: rapid.MapOf(rapid.SampledFrom([]string{"alpha", "production", "beta"}), rapid.Bool()).
-						Draw(t, "selectorExceptions"),
+					EnvironmentLabel: key,
 					SupersedeRetries: retries == "Supersede",
 				}}
 				used := map[string]int{} // the newest try of an environment's task
@@ -79,10 +72,10 @@ func TestPromise(t *testing.T) {
 				}
 				t.Repeat(map[string]func(*rapid.T){
 					"create": func(t *rapid.T) {
-						env := rapid.SampledFrom([]string{"", "alpha!", "alpha~", "production!", "production~", "beta!"}).Draw(t, "environment")
+						env := rapid.SampledFrom([]string{"", "alpha!", "alpha~", "alpha?", "production!", "production~", "production?", "beta!"}).Draw(t, "environment")
 						task := rapid.SampledFrom([]string{"task_id=one", "task_id=two"}).Draw(t, "task")
 						index := ""
-						if mapped[strings.TrimRight(env, "!~")] {
+						if mapped[strings.TrimRight(env, "!~?")] {
 							index = rapid.SampledFrom([]string{"map_index=0", "map_index=1"}).Draw(t, "index")
 						}
 						try := 1
@@ -156,11 +149,11 @@ func (c *cluster) onAny(change func(*taskpod.Pod)) func(*rapid.T) {
 func TestAnEndedPodNeverStandsMoreInTheWay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		draw := func(name string) taskpod.Pod {
-			env := rapid.SampledFrom([]string{"", "alpha!", "alpha~", "production!", "production~"}).Draw(t, name+" environment")
+			env := rapid.SampledFrom([]string{"", "alpha!", "alpha~", "alpha?", "production!", "production~", "production?"}).Draw(t, name+" environment")
 			index := rapid.SampledFrom([]string{"", "map_index=0", "map_index=1"}).Draw(t, name+" index")
 			return pod(fmt.Sprintf("%s %s %s try_number=%d", name, env, index, rapid.IntRange(1, 3).Draw(t, name+" try")))
 		}
-		s := Settings{EnvironmentLabel: key, SelectorIncludesLabels: rapid.Bool().Draw(t, "selectorIncludesLabels")}
+		s := Settings{EnvironmentLabel: key}
 		n, x := Submission{Pod: draw("n"), Now: now}, draw("x")
 		if !Decide(n, []Existing{{Pod: x}}, s).Allowed {
 			t.Skip("denied")

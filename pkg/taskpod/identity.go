@@ -107,9 +107,8 @@ func (i Identity) String() string {
 }
 
 // Selector returns the label selector that the operator of this pod uses to find
-// it (KubernetesPodOperator._build_find_pod_label_selector). From 7.4.1 on, the
-// selector contains the labels of the operator. So it contains environmentLabel if
-// the pod declares it. Pass "" for older providers. Airflow lists the pods of one
+// it (KubernetesPodOperator._build_find_pod_label_selector). It contains the
+// environment label if the pod declares it. Airflow lists the pods of one
 // namespace without a field selector: finished pods and pods that are being
 // deleted match, too.
 //
@@ -121,7 +120,7 @@ func (p Pod) Selector(environmentLabel string) labels.Selector {
 	}
 	want := labels.Set(id.Labels())
 	want[LabelOperator] = True
-	if environmentLabel != "" && p.Declares(environmentLabel) {
+	if p.Declares(environmentLabel) {
 		want[environmentLabel] = p.Environment(environmentLabel)
 	}
 	return labels.SelectorFromValidatedSet(want).Add(

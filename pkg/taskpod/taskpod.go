@@ -37,7 +37,20 @@ const (
 	LabelWorker = "airflow-worker"
 )
 
-// AirflowLabels returns the keys of all labels above.
+const (
+	// LabelEvidence is the evidence that Airflow's selector for the pod contains the
+	// environment label. The file that adds the environment to the selector also adds
+	// LabelEvidence to the pod (manifests/airflow/solepod_declare.py).
+	LabelEvidence = "solepod.io/declared"
+	// EvidenceV1 is the value of LabelEvidence.
+	EvidenceV1 = "v1"
+
+	// LabelDeclare on a namespace, with the value "enabled", has solepod put that file
+	// into the pods of Airflow.
+	LabelDeclare = "solepod.io/declare"
+)
+
+// AirflowLabels returns the keys of the labels that Airflow itself sets.
 func AirflowLabels() []string {
 	return []string{LabelOperator, LabelDAG, LabelTask, LabelRun, LabelExecutionDate, LabelMapIndex, LabelTry, LabelChecked, LabelWorker}
 }
@@ -130,6 +143,10 @@ func (p Pod) Try() (int, bool) {
 // such label. key is the key of the label.
 func (p Pod) Environment(key string) string { return p.Labels[key] }
 
-// Declares reports whether the pod carried the environment label when its Airflow
-// submitted it, so that Airflow's selector contains the label, too (7.4.1+).
-func (p Pod) Declares(key string) bool { return p.Labels[key] != "" && !p.Stamped }
+// Declares reports whether the selector of the pod's Airflow contains the
+// environment label. The evidence is LabelEvidence: a label alone may come from a
+// pod template, a pod_mutation_hook or another webhook, and is then not part of
+// the selector.
+func (p Pod) Declares(key string) bool {
+	return p.Labels[key] != "" && p.Labels[LabelEvidence] == EvidenceV1 && !p.Stamped
+}

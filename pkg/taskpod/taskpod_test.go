@@ -92,10 +92,9 @@ func TestSelectorIsAirflows(t *testing.T) {
 	}{
 		"undeclared": {Pod{Labels: incident()}, DefaultEnvironmentLabel, undeclared},
 		"mapped":     {Pod{Labels: incident("map_index=3")}, DefaultEnvironmentLabel, mapped},
-		"declared":   {Pod{Labels: incident("airflow-environment=alpha")}, DefaultEnvironmentLabel, declared},
-		// Read off 7.4.0: the operator's labels are not in the selector.
-		"declared to a provider before 7.4.1": {Pod{Labels: incident("airflow-environment=alpha")}, "", undeclared},
-		"stamped":                             {Pod{Labels: incident("airflow-environment=alpha"), Stamped: true}, DefaultEnvironmentLabel, undeclared},
+		"declared":   {Pod{Labels: incident("airflow-environment=alpha", "solepod.io/declared=v1")}, DefaultEnvironmentLabel, declared},
+		"labelled":   {Pod{Labels: incident("airflow-environment=alpha")}, DefaultEnvironmentLabel, undeclared},
+		"stamped":    {Pod{Labels: incident("airflow-environment=alpha"), Stamped: true}, DefaultEnvironmentLabel, undeclared},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -146,13 +145,13 @@ func TestFromMeta(t *testing.T) {
 	yes := true
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "data-jobs", Name: "export-action-log-4devg7t1", UID: "u1", Labels: incident("airflow-environment=alpha"),
+			Namespace: "data-jobs", Name: "export-action-log-4devg7t1", UID: "u1", Labels: incident("airflow-environment=alpha", "solepod.io/declared=v1"),
 			CreationTimestamp: metav1.NewTime(born),
 		},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	}
 	want := Pod{
-		Namespace: "data-jobs", Name: "export-action-log-4devg7t1", UID: "u1", Labels: incident("airflow-environment=alpha"),
+		Namespace: "data-jobs", Name: "export-action-log-4devg7t1", UID: "u1", Labels: incident("airflow-environment=alpha", "solepod.io/declared=v1"),
 		Phase: corev1.PodRunning, Created: born,
 	}
 	if diff := cmp.Diff(want, FromMeta(pod, pod.Status.Phase)); diff != "" {

@@ -12,9 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// What five generations of the real provider make of awkward dag, task and run
-// ids: the labels of the pod, and the selector by which it is looked for.
-// test/airflow/vectors.py recorded it, and make test-airflow compares.
+// What five generations of the real provider, with the plugin that declares the
+// environment, make of awkward dag, task and run ids: the labels of the pod, and
+// the selector for it. test/airflow/vectors.py recorded it, and make test-airflow
+// compares.
 func TestWhatTheProviderDoes(t *testing.T) {
 	files, err := filepath.Glob("testdata/provider-*.jsonl")
 	if err != nil || len(files) < 5 {
@@ -25,10 +26,6 @@ func TestWhatTheProviderDoes(t *testing.T) {
 			f, err := os.Open(file)
 			if err != nil {
 				t.Fatal(err)
-			}
-			environmentLabel := DefaultEnvironmentLabel
-			if strings.Contains(file, "provider-7.4.0") {
-				environmentLabel = "" // its selector lacks the operator's own labels
 			}
 			identities := map[Identity]string{}
 			lines := bufio.NewScanner(f)
@@ -62,7 +59,7 @@ func TestWhatTheProviderDoes(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := pod.Selector(environmentLabel).String(); got != want.String() {
+				if got := pod.Selector(DefaultEnvironmentLabel).String(); got != want.String() {
 					t.Errorf("%s: selector\n%s, the provider's is\n%s", recorded.Name, got, want)
 				}
 			}

@@ -63,7 +63,7 @@ func (d *declarer) handle(ctx context.Context, req admission.Request) (patches [
 	if err != nil {
 		return nil, declareSkipped, fmt.Sprintf("pod %s: %v", podName(req), err)
 	}
-	if _, task := pod.Metadata.Labels[taskpod.LabelOperator]; task || pod.Metadata.Labels[declare.Label] == declare.Disabled {
+	if _, task := pod.Metadata.Labels[taskpod.LabelOperator]; task || pod.Metadata.Labels[taskpod.LabelDeclare] == declare.Disabled {
 		return nil, declareNone, ""
 	}
 	if !pod.RunsAirflow() {

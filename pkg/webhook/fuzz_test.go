@@ -161,9 +161,6 @@ func settings(n uint8) config.Configuration {
 	if bit(3) {
 		c.Enforcement = config.EnforcementWarn
 	}
-	if bit(4) {
-		c.SelectorIncludesLabels = new(bool)
-	}
 	return c
 }
 

@@ -22,6 +22,7 @@ const (
 type counters struct {
 	decisions, foreign *prometheus.CounterVec
 	superseded         prometheus.Counter
+	declared           *prometheus.CounterVec
 	// environments keeps the number of time series bounded: whoever may create
 	// pods may put any environment on them.
 	environments bounded
@@ -41,12 +42,16 @@ func newCounters() *counters {
 			Name: "solepod_pods_superseded_total",
 			Help: "Pods of earlier tries that were marked and deleted for a later one.",
 		}),
+		declared: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "solepod_declare_pods_total",
+			Help: "Pods in namespaces with solepod.io/declare=enabled by outcome: injected, skipped (Airflow, but it cannot be injected) or none (nothing to inject).",
+		}, []string{"outcome"}),
 		environments: bounded{limit: 100},
 	}
 }
 
 func (c *counters) register(registry prometheus.Registerer) error {
-	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign), registry.Register(c.superseded))
+	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign), registry.Register(c.superseded), registry.Register(c.declared))
 }
 
 // operationOf is the operation of a review, as far as there is one of this name:

@@ -34,6 +34,8 @@ const (
 	StampPath  = "/stamp"
 	GuardPath  = "/guard"
 	AccessPath = "/access"
+	// DeclarePath is that of declare.solepod.io.
+	DeclarePath = "/declare"
 )
 
 // CacheOptions are what a manager must cache for Setup: the metadata of task
@@ -164,6 +166,7 @@ func registerHooks(ctx context.Context, mgr manager.Manager, api client.Client, 
 		GuardPath: &guard{
 			reviewer: reviewer, enforcer: enforcer, settings: cfg.Policy(), pods: pods, claims: claimer, superseder: api, now: time.Now,
 		},
+		DeclarePath: &declarer{reviewer: reviewer, label: cfg.EnvironmentLabel, events: enforcer.events, pods: counters.declared},
 		AccessPath: &access{
 			reviewer: accessReviewer, enforcer: accessEnforcer, settings: cfg.Policy(), pods: pods,
 			off: cfg.ForeignAccess == config.ForeignAccessOff, now: time.Now,

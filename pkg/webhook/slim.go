@@ -14,7 +14,7 @@ import (
 // metadata what somebody reads. Most of it is words that many pods share, such as
 // the name of a DAG: they are kept once.
 func slimPods(environmentLabel string) func(any) (any, error) {
-	read := append(taskpod.AirflowLabels(), environmentLabel)
+	read := append(taskpod.AirflowLabels(), taskpod.LabelEvidence, environmentLabel)
 	stamped := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped} // cached objects are never changed
 	return func(object any) (any, error) {
 		pod, ok := object.(*metav1.PartialObjectMetadata)

@@ -1,10 +1,16 @@
-"""Print the labels and the selector that this provider makes of awkward names,
-one JSON object a line: test data for pkg/taskpod."""
+"""Print the labels and the selector that this provider, with the plugin of solepod,
+makes of awkward names, one JSON object a line: test data for pkg/taskpod."""
 
 import json
+import os
+import sys
 from types import SimpleNamespace
 
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+os.environ["SOLEPOD_ENVIRONMENT"] = "production"
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "manifests", "airflow"))
+import solepod_declare  # noqa: E402,F401
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator  # noqa: E402
 
 NAMES = {
     "plain": ("foo-bar-dag-id", "foo-bar-task-id", "scheduled__2023-03-08T01:30:00+00:00"),
@@ -21,7 +27,7 @@ NAMES = {
 
 for name, (dag_id, task_id, run_id) in NAMES.items():
     for map_index in (-1, 0, 19):
-        operator = KubernetesPodOperator(task_id="x", name="x", image="x", labels={"airflow-environment": "production"})
+        operator = KubernetesPodOperator(task_id="x", name="x", image="x")
         dag = SimpleNamespace(dag_id=dag_id, parent_dag=None, is_subdag=False)
         ti = SimpleNamespace(dag_id=dag_id, task_id=task_id, run_id=run_id, map_index=map_index, try_number=2)
         context = {"ti": ti, "run_id": run_id, "dag": dag, "task_instance": ti}
@@ -29,7 +35,7 @@ for name, (dag_id, task_id, run_id) in NAMES.items():
             json.dumps(
                 {
                     "name": f"{name}, map index {map_index}",
-                    "labels": {**operator.labels, **operator._get_ti_pod_labels(context)},
+                    "labels": {**(operator.labels or {}), **operator._get_ti_pod_labels(context)},
                     "selector": operator._build_find_pod_label_selector(context),
                 },
                 sort_keys=True,
