@@ -141,7 +141,7 @@ func newWorld(t *testing.T, r row, name string) *world {
 	for _, environment := range []string{"alpha", "production", "jobs"} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name + "-" + environment}}
 		if environment != "jobs" {
-			namespace.Labels = map[string]string{"airflow-environment": environment}
+			namespace.Labels = map[string]string{"airflow-environment": environment, "solepod.io/declare": "enabled"}
 		}
 		if err := plane.Admin.Create(t.Context(), namespace); err != nil {
 			t.Fatal(err)
@@ -203,6 +203,9 @@ func (w *world) start(environment string, settings ...string) *task {
 	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
 		w.Fatal(err)
 	}
+	if slices.Contains(settings, injected) {
+		w.inject(environment, home)
+	}
 	settingsDir, err := filepath.Abs("incident")
 	if err != nil {
 		w.Fatal(err)
@@ -226,13 +229,36 @@ func (w *world) start(environment string, settings ...string) *task {
 	return &task{process, w, environment}
 }
 
-// declare are the settings with which the shipped cluster policy is in force.
-func declare(environment string) []string {
-	policy, err := filepath.Abs("../../manifests/airflow/airflow_local_settings.py")
-	if err != nil {
-		panic(err)
+// injected is the setting with which solepod makes the Airflow declare its
+// environment.
+const injected = "TEST_INJECTED=yes"
+
+// inject creates a pod of an Airflow through the API server, and puts the file
+// that solepod has mounted into it where the mount puts it.
+func (w *world) inject(environment, home string) {
+	w.Helper()
+	worker := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.name + "-" + environment, GenerateName: "worker-"},
+		Spec: corev1.PodSpec{ServiceAccountName: "airflow", Containers: []corev1.Container{{
+			Name: "worker", Image: "apache/airflow", Args: []string{"airflow", "celery", "worker"}, Env: []corev1.EnvVar{{Name: "AIRFLOW_HOME", Value: home}},
+		}}},
 	}
-	return []string{"SOLEPOD_ENVIRONMENT=" + environment, "SOLEPOD_POLICY=" + policy}
+	if err := plane.Admin.Create(w.Context(), worker); err != nil {
+		w.Fatal(err)
+	}
+	for _, m := range worker.Spec.Containers[0].VolumeMounts {
+		if m.Name != "solepod-declare" {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(m.MountPath), 0o700); err != nil {
+			w.Fatal(err)
+		}
+		if err := os.WriteFile(m.MountPath, []byte(worker.Annotations["solepod.io/declare.py"]), 0o600); err != nil {
+			w.Fatal(err)
+		}
+		return
+	}
+	w.Fatal("solepod has not injected the file")
 }
 
 func (k *task) log() string {

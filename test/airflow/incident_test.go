@@ -43,7 +43,7 @@ func collide(w *world, reattach bool, declared bool) outcome {
 	settings := func(environment string) []string {
 		out := []string{"REATTACH=" + map[bool]string{true: "True", false: "False"}[reattach]}
 		if declared {
-			out = append(out, declare(environment)...)
+			out = append(out, injected)
 		}
 		return out
 	}
@@ -101,9 +101,9 @@ func (w *world) onePodRuns() bool {
 // atLeast compares with a provider's version.
 func (r row) atLeast(version string) bool { return compareVersions(r.provider, version) >= 0 }
 
-// config is a configuration in which solepod knows of the provider, and more.
-func (r row) config(more string) string {
-	return fmt.Sprintf("apiVersion: solepod.io/v1alpha1\nkind: Configuration\nselectorIncludesLabels: %v\n%s", r.atLeast("7.4.1"), more)
+// config is a configuration of solepod.
+func config(more string) string {
+	return "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n" + more
 }
 
 // What the real provider does with the incident, version by version, with and
@@ -115,11 +115,14 @@ func TestIncident(t *testing.T) {
 		for _, guarded := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s guarded=%v", r.provider, guarded), func(t *testing.T) {
 				if guarded {
-					guard.Run(t, plane, guard.Options{Config: r.config("")})
+					guard.Run(t, plane, guard.Options{Config: config("")})
 				}
 				for name, c := range map[string]struct{ reattach, declared bool }{
-					"reattach": {true, false}, "no-reattach": {false, false}, "declared": {false, true},
+					"reattach": {true, false}, "no-reattach": {false, false}, "declared": {true, true}, "declared-no-reattach": {false, true},
 				} {
+					if c.declared && !guarded {
+						continue // solepod injects the declaration
+					}
 					t.Run(name, func(t *testing.T) {
 						o := collide(newWorld(t, r, fmt.Sprintf("%s-%v", name, guarded)), c.reattach, c.declared)
 						t.Log(o)
@@ -132,7 +135,7 @@ func TestIncident(t *testing.T) {
 			})
 		}
 		table = append(table, fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s |", r.provider,
-			line["reattachfalse"], line["reattachtrue"], line["no-reattachfalse"], line["no-reattachtrue"], line["declaredfalse"], line["declaredtrue"]))
+			line["reattachfalse"], line["reattachtrue"], line["declaredtrue"], line["no-reattachfalse"], line["no-reattachtrue"], line["declared-no-reattachtrue"]))
 	}
 	compareTable(t, table)
 }
@@ -142,7 +145,7 @@ func TestIncident(t *testing.T) {
 func unexpected(r row, guarded, reattach, declared bool, o outcome) string {
 	want := ""
 	switch {
-	case declared && r.atLeast("7.4.1"):
+	case declared:
 		want = "own pod"
 	case reattach:
 		want = "attached"
@@ -259,7 +262,7 @@ func TestVectors(t *testing.T) {
 func TestTasks(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			g := guard.Run(t, plane, guard.Options{Config: r.config("")})
+			g := guard.Run(t, plane, guard.Options{Config: config("")})
 			for _, kind := range []string{"mapped", "deferrable", "decorated", "job"} {
 				t.Run(kind, func(t *testing.T) {
 					if kind == "job" && !r.atLeast("8.3.1") || kind == "deferrable" && !r.atLeast("8.3.0") {
@@ -419,16 +422,16 @@ func foreignDelete(w *world, g *guard.Guard) {
 func TestRequire(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			guard.Run(t, plane, guard.Options{Config: r.config("injection: Require\n")})
+			guard.Run(t, plane, guard.Options{Config: config("injection: Require\n")})
 			w := newWorld(t, r, "require")
 			k := w.start("production", "REATTACH=False")
 			state := k.wait()[taskID]
 			want := "solepod: the pod does not declare its environment, which environment production must"
-			cure := "Declare it by adding airflow-environment: production to the labels of the KubernetesPodOperator (or for all DAGs, in a cluster policy) [EnvironmentNotDeclared]"
+			cure := "Label the namespace of its Airflow with solepod.io/declare=enabled and restart Airflow [EnvironmentNotDeclared]"
 			if state != "failed" || !strings.Contains(k.log(), want) || !strings.Contains(k.log(), cure) {
 				t.Errorf("%s; the log:\n%s", state, k.log())
 			}
-			declared := w.start("alpha", append(declare("alpha"), "POD_ENDS=Succeeded")...)
+			declared := w.start("alpha", injected, "POD_ENDS=Succeeded")
 			if state := declared.wait()[taskID]; state != "success" {
 				t.Errorf("%s; the log:\n%s", state, declared.log())
 			}
@@ -442,9 +445,9 @@ func TestKilledWorker(t *testing.T) {
 	for _, r := range rows(t) {
 		for _, supersede := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
-				options := guard.Options{Config: r.config("")}
+				options := guard.Options{Config: config("")}
 				if supersede {
-					options = guard.Options{Config: r.config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
+					options = guard.Options{Config: config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
 				}
 				guard.Run(t, plane, options)
 				for _, reattach := range []string{"True", "False"} {
