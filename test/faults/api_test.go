@@ -33,11 +33,12 @@ func TestAPIServerFails(t *testing.T) {
 			return guard.Fault{}
 		}
 	}
-	// Each write of a claim fails once, and another one does not.
+	const creates = 8
+	// The first write of each create fails, and no other.
 	once := func(fault guard.Fault) func(string, string) guard.Fault {
 		var n atomic.Int64
 		return func(verb, resource string) guard.Fault {
-			if resource == "leases" && verb == "create" && n.Add(1)%2 == 1 {
+			if resource == "leases" && verb == "create" && n.Add(1) <= creates {
 				return fault
 			}
 			return guard.Fault{}
@@ -64,7 +65,7 @@ func TestAPIServerFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			run := fmt.Sprintf("api-%d", i)
 			breakAll(c.faults)
-			answers := race(t, clients, run, 8)
+			answers := race(t, clients, run, creates)
 			breakAll(nil)
 			t.Logf("%v", tally(answers))
 			unique(t, run, answers, c.admitted, c.others...)
