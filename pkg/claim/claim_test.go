@@ -278,7 +278,7 @@ func TestTake(t *testing.T) {
 				got := "admit: "
 				switch {
 				case apierrors.IsServiceUnavailable(err):
-					if want := "there are 64 pods of jobs/foo-bar-dag-id/foo-bar-task-id/run_id=scheduled__2023-03-08T0130000000-77fa57adf that Airflow still finds; delete those that have ended"; !strings.Contains(err.Error(), want) {
+					if want := "Airflow still finds 64 pods of jobs/foo-bar-dag-id/foo-bar-task-id/run_id=scheduled__2023-03-08T0130000000-77fa57adf; delete those that have ended"; !strings.Contains(err.Error(), want) {
 						t.Errorf("%v lacks %q", err, want)
 					}
 					got = "503: "
@@ -414,7 +414,7 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 			if !strings.HasPrefix(got, tc.want) || err == nil && !d.Allowed {
 				t.Errorf("%s, %+v", got, d)
 			}
-			if cure := "; namespace solepod, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations"; strings.HasSuffix(got, cure) != tc.cure {
+			if cure := "; namespace solepod, or the permission to write claims in it, is missing: install solepod again, or delete its webhook configurations"; strings.HasSuffix(got, cure) != tc.cure {
 				t.Errorf("%s, with the cure: want %v", got, tc.cure)
 			}
 			if tc.times == never && !apierrors.IsServiceUnavailable(err) {

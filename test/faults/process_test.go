@@ -254,7 +254,7 @@ func TestNamespaceDeleted(t *testing.T) {
 		attempts++
 		run := fmt.Sprintf("gone-%d", attempts)
 		err := clients["alpha"].Create(t.Context(), pod(run, run))
-		const cure = "; namespace solepod-system, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations"
+		const cure = "; namespace solepod-system, or the permission to write claims in it, is missing: install solepod again, or delete its webhook configurations"
 		if outcome(err) != "500" || !strings.HasSuffix(err.Error(), cure) {
 			return fmt.Errorf("%w", err)
 		}
