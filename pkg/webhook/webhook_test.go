@@ -200,10 +200,10 @@ func TestReviews(t *testing.T) {
 		"a task pod":         {review(taskPod("n"), nil), stamped, "allow"},
 		"garbage":            {[]byte("{{{"), "400 ", "400 "},
 		"no JSON at all":     {[]byte("hello"), "400 ", "400 "},
-		"empty":              {nil, "400 solepod takes AdmissionReview of admission.k8s.io/v1 only: ", "400 "},
+		"empty":              {nil, "400 solepod accepts AdmissionReview of admission.k8s.io/v1 only: ", "400 "},
 		"null":               {[]byte("null"), "400 ", "400 "},
 		"no request":         {[]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), "400 the review has no request", "400 "},
-		"another version":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v2" }), `400 solepod takes AdmissionReview of admission.k8s.io/v1 only: got kind "AdmissionReview" of version "admission.k8s.io/v2"`, "400 "},
+		"another version":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v2" }), `400 solepod accepts AdmissionReview of admission.k8s.io/v1 only: got kind "AdmissionReview" of version "admission.k8s.io/v2"`, "400 "},
 		"version v1beta1":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v1beta1" }), "400 ", "400 "},
 		"another kind":       {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.Kind = "Pod"; r.APIVersion = "v1" }), "400 ", "400 "},
 		"version comes last": {[]byte(`{"request":` + string(versionLast) + `,"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), stamped, "allow"},
@@ -391,7 +391,7 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			h.guard.cachesUsable = h.stamp.cachesUsable
 		}, config.OnErrorDeny, "503 solepod cannot decide on this pod: the caches are still filling", "503 "},
 		"the caches may be stale": {stale, config.OnErrorDeny,
-			"503 solepod cannot decide on this pod: the API server has told nothing of kind Pod for 1m1s, so that what is known of it may be out of date", "503 "},
+			"503 solepod cannot decide on this pod: cached Pods are stale: no watch event from the API server for 1m1s", "503 "},
 		"the caches may be stale, Allow": {stale, config.OnErrorAllow, "allow", "allow"},
 	}
 	for name, tc := range tests {

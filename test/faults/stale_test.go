@@ -61,12 +61,12 @@ func TestReplicaCutOff(t *testing.T) {
 			var said string
 			fixture.Eventually(t, func() (err error) {
 				said, err = fresh(t.Context(), deaf)
-				if err == nil && !strings.Contains(said, "told nothing") {
+				if err == nil && !strings.Contains(said, "are stale") {
 					err = fmt.Errorf("it says %q", said)
 				}
 				return err
 			})
-			silence := regexp.MustCompile(`the API server has told nothing of kind \w+ for (\d+\w+)`).FindStringSubmatch(said)
+			silence := regexp.MustCompile(`cached \w+ are stale: no watch event from the API server for (\d+\w+)`).FindStringSubmatch(said)
 			if silence == nil {
 				t.Fatalf("it says %q", said)
 			}
