@@ -376,10 +376,10 @@ func TestNoSecret(t *testing.T) {
 	if err := w.api.Delete(context.Background(), w.secret()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.reconcile(); err == nil || !strings.Contains(err.Error(), "install solepod again, which creates it") {
+	if _, err := w.reconcile(); err == nil || !strings.Contains(err.Error(), "install solepod again to create it") {
 		t.Error(err)
 	}
-	if _, err := w.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), "solepod-system/solepod-tls is absent or empty") {
+	if _, err := w.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), "solepod-system/solepod-tls is missing or empty") {
 		t.Error(err)
 	}
 }

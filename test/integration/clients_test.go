@@ -45,9 +45,9 @@ func TestClientCA(t *testing.T) {
 		certificate *tls.Certificate
 		want        string
 	}{
-		"no certificate":      {nil, "403 solepod answers only to API servers: no client certificate"},
+		"no certificate":      {nil, "403 solepod serves API servers only: no client certificate"},
 		"one by another CA":   {another, "remote error: tls: "},
-		"one of another name": {of("stranger"), `403 solepod answers only to API servers: the client certificate is of "stranger"`},
+		"one of another name": {of("stranger"), `403 solepod serves API servers only: the client certificate is for "stranger"`},
 	} {
 		for _, path := range []string{webhook.StampPath, webhook.GuardPath, webhook.AccessPath} {
 			if got := ask(t, g, path, tc.certificate, review(t, w.pod("forged"))); !strings.Contains(got, tc.want) {
