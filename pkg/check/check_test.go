@@ -25,8 +25,8 @@ import (
 // outcome is the status and the detail of each check, by its name.
 type outcome map[string]Result
 
-// outcomeOf also sees to it that what is red, and only that, has a cure and a
-// link to a section of docs/check.md.
+// outcomeOf also checks that each problem, and nothing else, has a cure and a link to
+// a section of docs/check.md.
 func outcomeOf(t *testing.T, results []Result) outcome {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join("..", "..", "docs", "check.md"))
@@ -277,7 +277,7 @@ func faults() map[string]faultCase {
 		},
 		"a rollout is stuck": {
 			inject: []fault{edit(name, func(d *appsv1.Deployment) { d.Status.UpdatedReplicas = 1 })},
-			want:   map[string]string{"replicas": "warning: 2 of 2, of which 1"},
+			want:   map[string]string{"replicas": "warning: 2 of 2 ready, 1 up"},
 		},
 		"all replicas are on one node": {
 			inject: []fault{edit("solepod-2", func(p *corev1.Pod) { p.Spec.NodeName = "node-1" })},
@@ -728,7 +728,7 @@ func faults() map[string]faultCase {
 			want:   map[string]string{"claims": "ok: 3"},
 		},
 
-		// What may not be read fails, and says so.
+		// A check without its permissions fails.
 		"nodes may not be listed":            {inject: []fault{forbid("list Node")}, want: map[string]string{"spread": "failed: forbidden"}},
 		"ServiceAccounts may not be listed":  {inject: []fault{forbid("list ServiceAccount")}, want: forbiddenScan(map[string]string{"labels": "failed: forbidden"})},
 		"EndpointSlices may not be listed":   {inject: []fault{forbid("list EndpointSlice")}, want: map[string]string{"endpoints": "failed: forbidden"}},
@@ -842,7 +842,7 @@ func TestSilence(t *testing.T) {
 	for name, r := range outcomeOf(t, c.run(t)) {
 		want := Failed
 		if name == "certificate" || name == "ca-bundle" {
-			want = Skipped // the Deployment says where the certificate is
+			want = Skipped // the Deployment names the Secret
 		}
 		if r.Status != want || !strings.Contains(r.Detail, "deadline exceeded") {
 			t.Errorf("%s is %s: %s", name, r.Status, r.Detail)

@@ -52,7 +52,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for name := range settings.SelectorExceptions {
 			if problems := validation.IsValidLabelValue(name); name == "" || len(problems) > 0 {
-				t.Errorf("%q can not be an environment: %q", name, problems)
+				t.Errorf("%q cannot be an environment: %q", name, problems)
 			}
 		}
 	})

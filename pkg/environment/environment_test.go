@@ -80,7 +80,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// An API server that cannot be asked must not turn a known environment into none.
+// A failed read must not turn a known environment into none.
 func TestResolveFails(t *testing.T) {
 	down := interceptor.NewClient(reader(t), interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {

@@ -95,7 +95,7 @@ func TestTable(t *testing.T) {
 					for _, includes := range []bool{true, false} {
 						row := relation
 						if row == "declared" && !includes {
-							row = "other" // an old provider does not see the declaration
+							row = "other" // the selector of an old provider lacks the label
 						}
 						if row == "same" {
 							switch {
@@ -122,7 +122,7 @@ func TestTable(t *testing.T) {
 							d := Decide(submit("n "+tries+" "+n, ""),
 								[]Existing{{Pod: pod(line), InFlight: state == "in flight"}}, s)
 							if got := summary(d); got != outcome {
-								t.Errorf("%q beside %q (%s), supersede %v, selector includes labels %v: %s, want %s",
+								t.Errorf("%q with %q (%s), supersede %v, selector includes labels %v: %s, want %s",
 									n+" "+tries, x, state, supersede, includes, got, outcome)
 							}
 							rows++
@@ -145,9 +145,9 @@ func TestSubmissionAlone(t *testing.T) {
 		settings       Settings
 		want           string
 	}{
-		"nobody known, nothing declared":          {"n", "", defaults(), "admit"},
-		"nobody known, declared":                  {"n alpha!", "", defaults(), "admit"},
-		"nobody known, required":                  {"n", "", require, "admit"},
+		"no requester known, nothing declared":          {"n", "", defaults(), "admit"},
+		"no requester known, declared":                  {"n alpha!", "", defaults(), "admit"},
+		"no requester known, required":                  {"n", "", require, "admit"},
 		"known, not stamped":                      {"n", "alpha", defaults(), "admit"},
 		"known, stamped":                          {"n alpha~", "alpha", defaults(), "admit"},
 		"known, declared":                         {"n alpha!", "alpha", defaults(), "admit"},
@@ -158,8 +158,8 @@ func TestSubmissionAlone(t *testing.T) {
 		"required, not declared":                  {"n", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, stamped":                       {"n alpha~", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, declares another":              {"n alpha!", "production", require, "403 EnvironmentMismatch"},
-		"the pod of a Job is nobody's":            {"n alpha! owned", "production", require, "admit"},
-		"a mirror pod is nobody's":                {"n alpha! mirror", "production", require, "admit"},
+		"the pod of a Job is not guarded":            {"n alpha! owned", "production", require, "admit"},
+		"a mirror pod is not guarded":                {"n alpha! mirror", "production", require, "admit"},
 		"no task pod: no run":                     {"n alpha! run_id-", "production", require, "admit"},
 		"no task pod: a KubernetesExecutor's pod": {"n alpha! airflow-worker=1", "production", require, "admit"},
 	}
@@ -264,7 +264,7 @@ func TestOneEnvironmentHasAnOldProvider(t *testing.T) {
 	} {
 		d := Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, s)
 		if got := summary(d); got != want {
-			t.Errorf("%s beside %s: %s, want %s", pods[0], pods[1], got, want)
+			t.Errorf("%s with %s: %s, want %s", pods[0], pods[1], got, want)
 		}
 		if cure := "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1 or later in both"; !d.Allowed && pods[1] == "x old!" && !strings.Contains(d.Message, cure) {
 			t.Error(d.Message)

@@ -119,7 +119,7 @@ func TestFreshness(t *testing.T) {
 		"who stops is not waited for": func(t *testing.T) {
 			w := mustListen(t, metav1.ListOptions{})
 			go last.Action(watch.Added, metadata.Object("Pod"))
-			synctest.Wait() // nobody reads it
+			synctest.Wait() // it is not read
 			w.Stop()
 			synctest.Wait()
 			if !last.IsStopped() {
@@ -175,8 +175,8 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
-// lastWord is a watch that tells of an error when it is stopped, as those of
-// client-go may.
+// lastWord is a watch that sends an error when it is stopped, as those of client-go
+// may.
 type lastWord struct{ *watch.FakeWatcher }
 
 func (w lastWord) Stop() {

@@ -143,7 +143,7 @@ func review(pod any, change func(*admissionv1.AdmissionReview)) []byte {
 	return body
 }
 
-// hooked serves a handler as if it was the only one.
+// hooked serves a handler alone.
 func hooked(ctx context.Context, handler admission.Handler) http.Handler {
 	return chain(ctx, semaphore.NewWeighted(largeAtOnce), handler)
 }
@@ -248,7 +248,7 @@ func TestReviews(t *testing.T) {
 	}
 }
 
-// What makes no sense is no reason to stop anybody from deleting a pod.
+// A malformed review never prevents the deletion of a pod.
 func TestAccessReviews(t *testing.T) {
 	pod := taskPod("x")
 	pod.Labels["airflow-environment"] = "production"
@@ -295,7 +295,7 @@ func TestAccessReviews(t *testing.T) {
 	}
 }
 
-// A denial is given only on what the API server itself says; the cache lags.
+// A denial needs a read from the API server: the cache lags.
 func TestDenialsAreConfirmedLive(t *testing.T) {
 	existing := taskPod("x")
 	phase := func(p corev1.PodPhase) *corev1.Pod {
@@ -330,7 +330,7 @@ func TestDenialsAreConfirmedLive(t *testing.T) {
 	}
 }
 
-// In the way of one pod can be thousands, mapped ones or leftovers.
+// Thousands of pods can conflict with one, mapped ones or leftovers.
 func TestDenialsReadFewPods(t *testing.T) {
 	for _, phase := range []corev1.PodPhase{corev1.PodRunning, corev1.PodSucceeded} {
 		var pods []*corev1.Pod
@@ -438,7 +438,7 @@ func TestPatches(t *testing.T) {
 	}
 }
 
-// Whoever may create pods may invent environments, and not fill the metrics.
+// Requesters cannot fill the metrics with invented environments.
 func TestMetricsAreBounded(t *testing.T) {
 	b := bounded{limit: 2}
 	var got []string
@@ -474,8 +474,8 @@ func TestGoodbye(t *testing.T) {
 	}
 }
 
-// Who sends half a review and waits is answered in time all the same, and his
-// connection ends. One that is on time may be used again.
+// A client that sends half a review gets a response in time, and its connection ends.
+// The connection of a complete review is reused.
 func TestSlowReviews(t *testing.T) {
 	h := newHooks(cluster(t), cluster(t), nil)
 	server := httptest.NewServer(hooked(t.Context(), &h.guard))
@@ -587,7 +587,7 @@ func TestLogsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An error of a request tells its URL.
+	// An error of a request contains its URL.
 	down := interceptor.NewClient(cluster(t), interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
 			return errors.New(long)
