@@ -145,9 +145,9 @@ func TestSubmissionAlone(t *testing.T) {
 		settings       Settings
 		want           string
 	}{
-		"no requester known, nothing declared":          {"n", "", defaults(), "admit"},
-		"no requester known, declared":                  {"n alpha!", "", defaults(), "admit"},
-		"no requester known, required":                  {"n", "", require, "admit"},
+		"no requester known, nothing declared":    {"n", "", defaults(), "admit"},
+		"no requester known, declared":            {"n alpha!", "", defaults(), "admit"},
+		"no requester known, required":            {"n", "", require, "admit"},
 		"known, not stamped":                      {"n", "alpha", defaults(), "admit"},
 		"known, stamped":                          {"n alpha~", "alpha", defaults(), "admit"},
 		"known, declared":                         {"n alpha!", "alpha", defaults(), "admit"},
@@ -158,8 +158,8 @@ func TestSubmissionAlone(t *testing.T) {
 		"required, not declared":                  {"n", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, stamped":                       {"n alpha~", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, declares another":              {"n alpha!", "production", require, "403 EnvironmentMismatch"},
-		"the pod of a Job is not guarded":            {"n alpha! owned", "production", require, "admit"},
-		"a mirror pod is not guarded":                {"n alpha! mirror", "production", require, "admit"},
+		"the pod of a Job is not guarded":         {"n alpha! owned", "production", require, "admit"},
+		"a mirror pod is not guarded":             {"n alpha! mirror", "production", require, "admit"},
 		"no task pod: no run":                     {"n alpha! run_id-", "production", require, "admit"},
 		"no task pod: a KubernetesExecutor's pod": {"n alpha! airflow-worker=1", "production", require, "admit"},
 	}
