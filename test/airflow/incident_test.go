@@ -20,7 +20,7 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // outcome is what became of two Airflows that ran the same task.
@@ -115,7 +115,7 @@ func TestIncident(t *testing.T) {
 		for _, guarded := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s guarded=%v", r.provider, guarded), func(t *testing.T) {
 				if guarded {
-					guard.Run(t, plane, guard.Options{Config: r.config("")})
+					solepod.Run(t, plane, solepod.Options{Config: r.config("")})
 				}
 				for name, c := range map[string]struct{ reattach, declared bool }{
 					"reattach": {true, false}, "no-reattach": {false, false}, "declared": {false, true},
@@ -259,7 +259,7 @@ func TestVectors(t *testing.T) {
 func TestTasks(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			g := guard.Run(t, plane, guard.Options{Config: r.config("")})
+			g := solepod.Run(t, plane, solepod.Options{Config: r.config("")})
 			for _, kind := range []string{"mapped", "deferrable", "decorated", "job"} {
 				t.Run(kind, func(t *testing.T) {
 					if kind == "job" && !r.atLeast("8.3.1") || kind == "deferrable" && !r.atLeast("8.3.0") {
@@ -327,7 +327,7 @@ func inFlight(w *world) {
 	w.Helper()
 	id := taskpod.Identity{Namespace: w.jobs, DAG: "foo-bar-dag-id", Task: taskID, RunLabel: taskpod.LabelRun, Run: runLabel}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: guard.Namespace, Name: claim.Name(id),
+		Namespace: solepod.Namespace, Name: claim.Name(id),
 		Annotations: map[string]string{
 			"solepod.io/holders": fmt.Sprintf(`[{"pod":"x","uid":"x","environment":"alpha","try":"1","claimedAt":%q}]`, time.Now().UTC().Format(time.RFC3339)),
 		},
@@ -375,7 +375,7 @@ func worker(w *world) {
 
 // production has taken alpha's pod for its own, and goes to clean up after
 // alpha's worker has died: it is stopped.
-func foreignDelete(w *world, g *guard.Guard) {
+func foreignDelete(w *world, g *solepod.Process) {
 	w.Helper()
 	alpha := w.start("alpha")
 	w.until("alpha's pod runs", w.onePodRuns)
@@ -401,7 +401,7 @@ func foreignDelete(w *world, g *guard.Guard) {
 		w.Errorf("alpha's pod is gone: %d pods", len(pods))
 	}
 	w.until("an event tells", func() bool {
-		events, err := guard.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
+		events, err := solepod.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
 		return err == nil && len(events) == 1
 	})
 	metrics, err := g.Metrics(w.Context())
@@ -419,7 +419,7 @@ func foreignDelete(w *world, g *guard.Guard) {
 func TestRequire(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			guard.Run(t, plane, guard.Options{Config: r.config("injection: Require\n")})
+			solepod.Run(t, plane, solepod.Options{Config: r.config("injection: Require\n")})
 			w := newWorld(t, r, "require")
 			k := w.start("production", "REATTACH=False")
 			state := k.wait()[taskID]
@@ -442,11 +442,11 @@ func TestKilledWorker(t *testing.T) {
 	for _, r := range rows(t) {
 		for _, supersede := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
-				options := guard.Options{Config: r.config("")}
+				options := solepod.Options{Config: r.config("")}
 				if supersede {
-					options = guard.Options{Config: r.config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
+					options = solepod.Options{Config: r.config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
 				}
-				guard.Run(t, plane, options)
+				solepod.Run(t, plane, options)
 				for _, reattach := range []string{"True", "False"} {
 					t.Run("reattach "+reattach, func(t *testing.T) {
 						w := newWorld(t, r, strings.ToLower(fmt.Sprintf("killed-%v-%s", supersede, reattach)))

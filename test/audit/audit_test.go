@@ -30,7 +30,7 @@ import (
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 var plane *controlplane.ControlPlane
@@ -41,9 +41,9 @@ func TestMain(m *testing.M) {
 
 // solepod runs a command of it as an administrator, and returns what it prints,
 // its exit code and its peak memory in bytes.
-func solepod(t *testing.T, args ...string) (out string, code int, memory int64) {
+func command(t *testing.T, args ...string) (out string, code int, memory int64) {
 	t.Helper()
-	binary, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func solepod(t *testing.T, args ...string) (out string, code int, memory int64) 
 
 func report(t *testing.T, args ...string) audit.Report {
 	t.Helper()
-	out, code, _ := solepod(t, append([]string{"audit", "-o", "json"}, args...)...)
+	out, code, _ := command(t, append([]string{"audit", "-o", "json"}, args...)...)
 	var r audit.Report
 	// What is said on stderr stands behind it.
 	if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil || code > 1 {
@@ -201,7 +201,7 @@ func TestIncidentWithoutGuard(t *testing.T) {
 	newNamespace(t, "airflow", nil)
 	alpha, production := running(t, "airflow", "foo-bar-alpha", nil), running(t, "airflow", "foo-bar-production", nil)
 
-	out, code, _ := solepod(t, "audit", "--namespace=airflow")
+	out, code, _ := command(t, "audit", "--namespace=airflow")
 	if code != 1 {
 		t.Errorf("exit code %d", code)
 	}
@@ -219,28 +219,28 @@ func TestIncidentWithoutGuard(t *testing.T) {
 	}
 
 	// While the tasks run, nothing goes.
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
 		t.Errorf("exit code %d", code)
 	}
 	end(t, alpha, corev1.PodFailed)
 	end(t, production, corev1.PodSucceeded)
-	if out, code, _ := solepod(t, "reclaim", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
+	if out, code, _ := command(t, "reclaim", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
 		t.Errorf("just after the end: exit code %d", code)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "2 pods would be reclaimed") {
+	if out, code, _ := command(t, "reclaim", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "2 pods would be reclaimed") {
 		t.Errorf("a dry run: exit code %d", code)
 	}
 	eventuallyOnly(t, "airflow", "foo-bar-alpha", "foo-bar-production")
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "reclaimed 2, changed 0, failed 0") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "reclaimed 2, changed 0, failed 0") {
 		t.Errorf("exit code %d", code)
 	}
 	eventuallyOnly(t, "airflow")
-	if _, code, _ := solepod(t, "audit", "-n", "airflow"); code != 0 {
+	if _, code, _ := command(t, "audit", "-n", "airflow"); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 
 	running(t, "airflow", "older", nil)
-	g := guard.Run(t, plane, guard.Options{})
+	g := solepod.Run(t, plane, solepod.Options{})
 	fixture.Eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
 		if err == nil && !strings.Contains(string(metrics), "\nsolepod_claims_adopted_total 1\n") {
@@ -291,14 +291,14 @@ func TestReclaim(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds", "--kubeconfig", reader(t)); code != 1 || !strings.Contains(out, "reclaimed 0, changed 0, failed 3") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds", "--kubeconfig", reader(t)); code != 1 || !strings.Contains(out, "reclaimed 0, changed 0, failed 3") {
 		t.Errorf("without permission: exit code %d", code)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds"); code != 0 || !strings.Contains(out, "reclaimed 3,") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds"); code != 0 || !strings.Contains(out, "reclaimed 3,") {
 		t.Errorf("exit code %d", code)
 	}
 	eventuallyOnly(t, "kinds", "environment-gone", "first-try", "its-second-try", "kept", "live", "second-try")
-	if out, code, _ := solepod(t, "reclaim", "--yes", "kinds/first-try"); code != 0 || !strings.Contains(out, "reclaimed 1,") {
+	if out, code, _ := command(t, "reclaim", "--yes", "kinds/first-try"); code != 0 || !strings.Contains(out, "reclaimed 1,") {
 		t.Errorf("by its name: exit code %d", code)
 	}
 	eventuallyOnly(t, "kinds", "environment-gone", "its-second-try", "kept", "live", "second-try")
@@ -310,7 +310,7 @@ func TestReclaim(t *testing.T) {
 		"--older-than=-1s":   "--older-than",
 		"--kubeconfig=/none": "--kubeconfig",
 	} {
-		if out, code, _ := solepod(t, "reclaim", "--yes", args); code != 2 || !strings.Contains(out, want) {
+		if out, code, _ := command(t, "reclaim", "--yes", args); code != 2 || !strings.Contains(out, want) {
 			t.Errorf("%s: exit code %d", args, code)
 		}
 	}
@@ -345,7 +345,7 @@ func reader(t *testing.T) string {
 // The controller removes what solepod reclaim would remove.
 func TestServe(t *testing.T) {
 	newNamespace(t, "serve", nil)
-	g := guard.Run(t, plane, guard.Options{
+	g := solepod.Run(t, plane, solepod.Options{
 		Values: []string{"reclaim.olderThan=2s"}, Args: []string{"--reclaim-older-than=2s"},
 	})
 	end(t, running(t, "serve", "ended", nil), corev1.PodFailed)
@@ -377,7 +377,7 @@ func TestMany(t *testing.T) {
 	// Two of them collide.
 	running(t, "many", "collides", func(pod *corev1.Pod) { pod.Labels["run_id"] = "task-00001" })
 
-	out, code, memory := solepod(t, "audit", "-n", "many", "--older-than=0s")
+	out, code, memory := command(t, "audit", "-n", "many", "--older-than=0s")
 	if code != 1 || !strings.Contains(out, fmt.Sprintf("%d task pods, 1 collision, %d leftovers, 0 orphans", pods+1, leftovers)) {
 		t.Errorf("exit code %d", code)
 	}
@@ -387,7 +387,7 @@ func TestMany(t *testing.T) {
 		t.Errorf("audit has used %d MiB", memory>>20)
 	}
 	// Interrupted, and done again.
-	binary, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +411,7 @@ func TestMany(t *testing.T) {
 	if left == pods+1-leftovers {
 		t.Error("it was done before it was interrupted")
 	}
-	if out, code, _ := solepod(t, append(reclaim, "--rate=300")...); code != 0 || !strings.Contains(out, "failed 0") {
+	if out, code, _ := command(t, append(reclaim, "--rate=300")...); code != 0 || !strings.Contains(out, "failed 0") {
 		t.Errorf("exit code %d", code)
 	}
 	if left := count(t, "many"); left != pods+1-leftovers {

@@ -25,7 +25,6 @@ import (
 	"github.com/solepod/solepod/certs"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
 )
 
 // variant is one of what is compared. Pods carry it as a label, by which the
@@ -34,11 +33,11 @@ import (
 type variant string
 
 const (
-	none    variant = "none"    // no webhook at all
-	noop    variant = "no-op"   // a mutating and a validating hook that do nothing
-	floor   variant = "floor"   // the same, and the validating one creates a Lease
-	solepod variant = "solepod" // the real thing
-	naive   variant = "naive"   // no-op, and a validating one that lists pods
+	none        variant = "none"    // no webhook at all
+	noop        variant = "no-op"   // a mutating and a validating hook that do nothing
+	floor       variant = "floor"   // the same, and the validating one creates a Lease
+	withSolepod variant = "solepod" // the real thing
+	naive       variant = "naive"   // no-op, and a validating one that lists pods
 
 	// What the floor would be otherwise.
 	floorJSON  variant = "floor-json"  // in JSON in place of protobuf
@@ -176,7 +175,7 @@ func claimOne(ctx context.Context, c client.Client, req admission.Request, v var
 		return admission.Allowed("")
 	}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: guard.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(v)},
+		Namespace: solepod.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(v)},
 	}}
 	if v == floorFull {
 		var pod metav1.PartialObjectMetadata

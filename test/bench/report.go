@@ -166,7 +166,7 @@ func targets(all report) []target {
 	}
 	empty := 0.0
 	for _, r := range all.Rows {
-		x := r.Results[solepod]
+		x := r.Results[withSolepod]
 		switch {
 		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 1:
 			atMost("median to floor: "+r.Load, 1.1, x.Ratio)

@@ -21,7 +21,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // jobs is the namespace of all task pods; each test has runs of its own.
@@ -59,7 +59,7 @@ func race(t *testing.T, clients map[string]client.Client, run string, n int) []e
 func podsOf(t *testing.T, run string) []string {
 	t.Helper()
 	names := []string{}
-	for _, pod := range guard.PodsOf(t, plane, jobs, run) {
+	for _, pod := range solepod.PodsOf(t, plane, jobs, run) {
 		names = append(names, pod.Name)
 	}
 	return names
@@ -110,7 +110,7 @@ func unique(t *testing.T, run string, answers []error, admitted int, expected ..
 
 // works waits until creates are admitted again, by all replicas, and sees that
 // of a race only one is.
-func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run string) {
+func works(t *testing.T, g *solepod.Process, clients map[string]client.Client, run string) {
 	t.Helper()
 	revive(t, g)
 	for i := range len(g.Replicas) {
@@ -122,7 +122,7 @@ func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run s
 
 // revive starts replicas that have ended, as the kubelet does, and waits until
 // all are ready. A leader ends when it can not renew its lease for ten seconds.
-func revive(t *testing.T, g *guard.Guard) {
+func revive(t *testing.T, g *solepod.Process) {
 	t.Helper()
 	for _, replica := range g.Replicas {
 		fixture.Eventually(t, func() error {
@@ -139,7 +139,7 @@ func revive(t *testing.T, g *guard.Guard) {
 }
 
 // leader is the replica that leads, nil if none says so.
-func leader(t *testing.T, g *guard.Guard) *guard.Replica {
+func leader(t *testing.T, g *solepod.Process) *solepod.Replica {
 	t.Helper()
 	for _, replica := range g.Replicas {
 		metrics, err := replica.Metrics(t.Context())
@@ -155,7 +155,7 @@ func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, error) {
 	t.Helper()
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	lease := &coordinationv1.Lease{}
-	return lease, plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease)
+	return lease, plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, lease)
 }
 
 // held waits until the claim of a pod's task has these holders' pods.

@@ -13,11 +13,11 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // fresh is what the check of that name says of a replica.
-func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
+func fresh(ctx context.Context, replica *solepod.Replica) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+replica.HealthAddress+"/readyz/fresh", nil)
 	if err != nil {
 		return "", err
@@ -36,15 +36,15 @@ func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
 // when it hears again.
 func TestReplicaCutOff(t *testing.T) {
 	const limit = 10 * time.Second
-	g := guard.Run(t, plane, guard.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
+	clients := solepod.Airflows(t, plane, jobs)
 	deaf := g.Replicas[0]
 	for _, c := range []struct {
 		name  string
-		fault func(verb, resource string) guard.Fault
+		fault func(verb, resource string) solepod.Fault
 	}{
-		{"its watches are silent", func(verb, _ string) guard.Fault { return guard.Fault{Silent: verb == "watch"} }},
-		{"its connections are reset", func(string, string) guard.Fault { return guard.Fault{Reset: true} }},
+		{"its watches are silent", func(verb, _ string) solepod.Fault { return solepod.Fault{Silent: verb == "watch"} }},
+		{"its connections are reset", func(string, string) solepod.Fault { return solepod.Fault{Reset: true} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run := strings.ReplaceAll(c.name, " ", "-")
@@ -78,7 +78,7 @@ func TestReplicaCutOff(t *testing.T) {
 			}
 			// Of the mapped pod nothing is in the claim but a mark, which does not
 			// count for long: only who sees the pod knows of it.
-			guard.AgeClaims(t, plane)
+			solepod.AgeClaims(t, plane)
 			answers := make([]error, 12)
 			for i := range answers {
 				answers[i] = clients["production"].Create(t.Context(), pod(mapped, fmt.Sprintf("%s-unmapped-%d", mapped, i)))
@@ -103,7 +103,7 @@ func TestReplicaCutOff(t *testing.T) {
 // minutes, and then the same each minute. That is no reason to be unready.
 func TestIdleCluster(t *testing.T) {
 	const limit = 5 * time.Second
-	g := guard.Run(t, plane, guard.Options{Args: []string{"--max-staleness=" + limit.String()}})
+	g := solepod.Run(t, plane, solepod.Options{Args: []string{"--max-staleness=" + limit.String()}})
 	heard := func() time.Time {
 		metrics, err := g.Metrics(t.Context())
 		if err != nil {

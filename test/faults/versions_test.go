@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // oldRevision is the solepod that runs beside today's: the last commit before
@@ -45,12 +45,12 @@ func TestVersionsSideBySide(t *testing.T) {
 	before := old(t)
 
 	t.Run("a race", func(t *testing.T) {
-		now, err := guard.Binary(t.Context())
+		now, err := solepod.Binary(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := guard.Run(t, plane, guard.Options{Replicas: 4, Binaries: []string{before, now}})
-		clients := guard.Airflows(t, plane, jobs)
+		g := solepod.Run(t, plane, solepod.Options{Replicas: 4, Binaries: []string{before, now}})
+		clients := solepod.Airflows(t, plane, jobs)
 		for round := range rounds {
 			run := fmt.Sprintf("versions-%d", round)
 			unique(t, run, race(t, clients, run, creates), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight")

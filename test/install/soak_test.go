@@ -20,7 +20,7 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 var soak = flag.Duration("soak", 2*time.Minute, "how long TestSoak lasts")
@@ -159,10 +159,10 @@ func TestSoak(t *testing.T) {
 	// which is trusted for a tenth before it is served.
 	lifetime := max(96*time.Second, *soak/8)
 	c.install("--set certificates.lifetime=" + lifetime.String())
-	airflows := guard.Airflows(t, plane, "airflow-alpha")
+	airflows := solepod.Airflows(t, plane, "airflow-alpha")
 	var s soaking
 	s.task(t.Context(), "soak", airflows)
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 	rest := c.goroutines(t.Context())
 
 	ctx, stop := context.WithTimeout(t.Context(), *soak)
@@ -223,7 +223,7 @@ func TestSoak(t *testing.T) {
 
 	// An event that could not be written is tried again for two minutes, in a
 	// goroutine of its own (client-go's events); all others are gone sooner.
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 	var now float64
 	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
 		now = c.goroutines(ctx)

@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // connect asks for an exec in a pod. Nothing runs there, so that what is
@@ -177,7 +177,7 @@ func TestForeignAccessSettings(t *testing.T) {
 		"foreignAccess: Audit": true, "foreignAccess: Off": false, "enforcement: Audit": true,
 	} {
 		t.Run(settings, func(t *testing.T) {
-			g := shared.Own(t, plane, guard.Options{Config: header + settings + "\n"})
+			g := shared.Own(t, plane, solepod.Options{Config: header + settings + "\n"})
 			w := newWorld(t, "foreign-"+strings.ToLower(strings.ReplaceAll(settings, ": ", "-")))
 			pod := w.mustCreate(w.airflow("alpha"), "x")
 			if err := w.airflow("production").Delete(t.Context(), pod); err != nil {
@@ -237,7 +237,7 @@ func TestTheSystemIsNotAsked(t *testing.T) {
 
 // Access fails open: no pod outlives solepod because of it.
 func TestAccessFailsOpen(t *testing.T) {
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "open")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	if err := g.Kill(); err != nil {

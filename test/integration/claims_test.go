@@ -22,14 +22,14 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // claims are the claims of a world, with their holders.
 func (w *world) claims() map[string][]claim.Holder {
 	w.t.Helper()
 	out := map[string][]claim.Holder{}
-	for _, lease := range guard.Claims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs}) {
+	for _, lease := range solepod.Claims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs}) {
 		var holders []claim.Holder
 		if err := json.Unmarshal([]byte(lease.Annotations["solepod.io/holders"]), &holders); err != nil {
 			w.t.Fatalf("%s: %v", lease.Name, err)
@@ -75,7 +75,7 @@ func (w *world) leaseOf(pod *corev1.Pod) *coordinationv1.Lease {
 	w.t.Helper()
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	lease := &coordinationv1.Lease{}
-	if err := w.admin.Get(w.t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease); err != nil {
+	if err := w.admin.Get(w.t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, lease); err != nil {
 		w.t.Fatal(err)
 	}
 	return lease
@@ -84,7 +84,7 @@ func (w *world) leaseOf(pod *corev1.Pod) *coordinationv1.Lease {
 // age makes the claims of the world old ones.
 func (w *world) age() {
 	w.t.Helper()
-	guard.AgeClaims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
+	solepod.AgeClaims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
 }
 
 func (w *world) delete(pod *corev1.Pod) {
@@ -111,7 +111,7 @@ func TestClaimsReadWell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := clients.CoordinationV1().RESTClient().Get().Namespace(guard.Namespace).Resource("leases").Name(lease.Name).
+	raw, err := clients.CoordinationV1().RESTClient().Get().Namespace(solepod.Namespace).Resource("leases").Name(lease.Name).
 		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -333,7 +333,7 @@ func TestFullResync(t *testing.T) {
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	older := w.mustCreate(alpha, "older run_id=older") // than solepod
 
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w.eventuallyHeld("older")
 	w.mustCreate(alpha, "stays run_id=stays")
 	goes := w.mustCreate(alpha, "goes run_id=goes")
@@ -369,7 +369,7 @@ func TestFullResync(t *testing.T) {
 }
 
 func TestControlPlaneRestart(t *testing.T) {
-	shared.Own(t, plane, guard.Options{})
+	shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "restart")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	gone := w.mustCreate(alpha, "gone run_id=gone")

@@ -19,7 +19,7 @@ import (
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // reasonIn is the reason code at the end of a denial, with its HTTP status;
@@ -263,7 +263,7 @@ func TestStamp(t *testing.T) {
 }
 
 func TestInjectionOff(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "injection: Off\n"})
+	shared.Own(t, plane, solepod.Options{Config: header + "injection: Off\n"})
 	w := newWorld(t, "off")
 	if pod := w.mustCreate(w.airflow("alpha"), "x"); pod.Labels["airflow-environment"] != "" || pod.Annotations != nil {
 		t.Errorf("labels %v, annotations %v", pod.Labels, pod.Annotations)
@@ -273,7 +273,7 @@ func TestInjectionOff(t *testing.T) {
 const header = "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n"
 
 func TestInjectionRequire(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "injection: Require\n"})
+	shared.Own(t, plane, solepod.Options{Config: header + "injection: Require\n"})
 	w := newWorld(t, "require")
 	_, err := w.create(w.airflow("alpha"), "x")
 	if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
@@ -416,7 +416,7 @@ func TestPodsThatRun(t *testing.T) {
 
 func TestEnforcement(t *testing.T) {
 	t.Run("Warn", func(t *testing.T) {
-		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Warn\n"})
+		shared.Own(t, plane, solepod.Options{Config: header + "enforcement: Warn\n"})
 		w := newWorld(t, "warn")
 		w.mustCreate(w.airflow("alpha"), "x")
 		warnings := warningsOf(t, w)
@@ -425,7 +425,7 @@ func TestEnforcement(t *testing.T) {
 		}
 	})
 	t.Run("Audit", func(t *testing.T) {
-		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Audit\n"})
+		shared.Own(t, plane, solepod.Options{Config: header + "enforcement: Audit\n"})
 		w := newWorld(t, "audit")
 		w.mustCreate(w.airflow("alpha"), "x")
 		if warnings := warningsOf(t, w); len(warnings) != 0 {

@@ -1,4 +1,4 @@
-package guard
+package solepod
 
 import (
 	"context"
@@ -43,7 +43,7 @@ type Replica struct {
 }
 
 // newReplica prepares a replica whose files are in dir.
-func (g *Guard) newReplica(ctx context.Context, binary, dir, address string, o Options) (*Replica, error) {
+func (g *Process) newReplica(ctx context.Context, binary, dir, address string, o Options) (*Replica, error) {
 	r := &Replica{Address: address, log: filepath.Join(dir, "log")}
 	for _, free := range []*string{&r.HealthAddress, &r.MetricsAddress} {
 		var err error
