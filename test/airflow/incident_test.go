@@ -101,7 +101,7 @@ func (w *world) onePodRuns() bool {
 // atLeast compares with a provider's version.
 func (r row) atLeast(version string) bool { return compareVersions(r.provider, version) >= 0 }
 
-// config is a configuration in which solepod knows of the provider, and more.
+// config is a configuration for the provider, with more lines.
 func (r row) config(more string) string {
 	return fmt.Sprintf("apiVersion: solepod.io/v1alpha1\nkind: Configuration\nselectorIncludesLabels: %v\n%s", r.atLeast("7.4.1"), more)
 }
@@ -137,8 +137,8 @@ func TestIncident(t *testing.T) {
 	compareTable(t, table)
 }
 
-// unexpected says how an outcome differs from what is known of the provider, and
-// from what solepod promises.
+// unexpected states how an outcome differs from the known behaviour of the provider
+// and from the promise of solepod.
 func unexpected(r row, guarded, reattach, declared bool, o outcome) string {
 	want := ""
 	switch {
@@ -255,7 +255,7 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// Nothing legitimate is rejected, and what is rejected is told what to do.
+// No legitimate pod is denied, and each denial has a cure.
 func TestTasks(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
@@ -351,7 +351,7 @@ func inFlight(w *world) {
 }
 
 // A worker of the KubernetesExecutor has the labels of the task that it works
-// on, and never stands in its way.
+// on, and never conflicts with it.
 func worker(w *world) {
 	w.Helper()
 	pod := &corev1.Pod{
@@ -415,7 +415,7 @@ func foreignDelete(w *world, g *solepod.Process) {
 	}
 }
 
-// An environment that must declare itself and does not is told what to add.
+// An environment that does not declare itself, but must, gets the label to add.
 func TestRequire(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
@@ -478,9 +478,9 @@ func TestKilledWorker(t *testing.T) {
 						if n := created(); n != want {
 							t.Errorf("%d pods, want %d; the log:\n%s", n, want, retry.log())
 						}
-						// Beside two pods of its own, a provider before 8.3.1 crashes,
-						// and a later one may delete the new pod in place of the old
-						// (9.0.1 does while both are starting). Superseding mends that.
+						// With two pods of its own, a provider before 8.3.1 crashes. A
+						// later one may delete the new pod instead of the old one: 9.0.1
+						// does while both are starting. Superseding prevents that.
 						if (reattach == "True" || supersede) && state != "success" {
 							t.Errorf("%s; the log:\n%s", state, retry.log())
 						}

@@ -1,5 +1,5 @@
-// Package audit tests what looks at a cluster and cleans it up: the real
-// commands, on a real control plane whose pods a kwok node runs.
+// Package audit tests solepod audit and reclaim: the real commands, on a real control
+// plane whose pods a kwok node runs.
 package audit
 
 import (
@@ -64,7 +64,7 @@ func report(t *testing.T, args ...string) audit.Report {
 	t.Helper()
 	out, code, _ := command(t, append([]string{"audit", "-o", "json"}, args...)...)
 	var r audit.Report
-	// What is said on stderr stands behind it.
+	// The output of stderr follows.
 	if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil || code > 1 {
 		t.Fatalf("exit code %d, %v", code, err)
 	}
@@ -140,7 +140,7 @@ func count(t *testing.T, namespace string) int {
 	return len(first.Items) + int(ptr.Deref(first.RemainingItemCount, 0))
 }
 
-// fill puts n task pods, of which each tenth has failed, into etcd.
+// fill writes n task pods into etcd. Every tenth of them has failed.
 func fill(t *testing.T, namespace string, n int) {
 	t.Helper()
 	first := fixture.Pod(namespace, "task-00000 run_id=task-00000")
@@ -195,8 +195,8 @@ func eventuallyOnly(t *testing.T, namespace string, want ...string) {
 	})
 }
 
-// The incident as it happens without solepod, which is then told, cleaned up,
-// and, once the guard is on, does not happen again.
+// The incident without solepod: audit reports it, reclaim cleans it up, and with the
+// guard it does not happen again.
 func TestIncidentWithoutGuard(t *testing.T) {
 	newNamespace(t, "airflow", nil)
 	alpha, production := running(t, "airflow", "foo-bar-alpha", nil), running(t, "airflow", "foo-bar-production", nil)
@@ -256,7 +256,7 @@ func TestIncidentWithoutGuard(t *testing.T) {
 	}
 }
 
-// Pods of all kinds, of which reclaim takes those that it may.
+// reclaim removes the pods that it may, among pods of all kinds.
 func TestReclaim(t *testing.T) {
 	newNamespace(t, "kinds", map[string]string{"airflow-environment": "alpha"})
 	labelled := func(labels ...string) func(*corev1.Pod) {
@@ -316,7 +316,7 @@ func TestReclaim(t *testing.T) {
 	}
 }
 
-// reader is the kubeconfig of somebody who may read what a scan reads.
+// reader is the kubeconfig of a user with the permissions of a scan.
 func reader(t *testing.T) string {
 	t.Helper()
 	meta := metav1.ObjectMeta{Namespace: "kinds", Name: "reader"}

@@ -29,7 +29,7 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// path is what is asked for.
+// path is a kind of request.
 type path struct {
 	name     string
 	variants []variant
@@ -145,7 +145,7 @@ func (b *bench) stop() error {
 	return errors.Join(b.guard.Uninstall(context.Background()), b.guard.Stop())
 }
 
-// only has solepod's hooks hear of its own variant.
+// only restricts solepod's hooks to the pods of its variant.
 func only(ctx context.Context, c client.Client) error {
 	var mutating admissionregistrationv1.MutatingWebhookConfiguration
 	var validating admissionregistrationv1.ValidatingWebhookConfiguration
@@ -172,7 +172,7 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 	n := strconv.FormatInt(b.sequence.Add(1), 10)
 	operator := "True"
 	if slices.Contains(append(served(), none), v) {
-		operator = "No" // or solepod would hear of the pod, and adopt it meanwhile
+		operator = "No" // otherwise solepod would adopt the pod meanwhile
 	}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "task-" + n, Labels: map[string]string{
@@ -192,8 +192,8 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 
 func rival(v variant) string { return "rival-of-" + string(v) }
 
-// fill sees to it that there are as many pods, and that solepod knows them: one
-// that is created, and the claim with which solepod adopts it, and copies of both.
+// fill creates that many pods in the caches of solepod: one through the API server,
+// with the claim by which solepod adopts it, and copies of both in etcd.
 func (b *bench) fill(ctx context.Context, size int) error {
 	if b.filled >= size {
 		return nil

@@ -25,11 +25,11 @@ import (
 	"github.com/solepod/solepod/certs"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// variant is one of what is compared. Pods carry it as a label, by which the
-// webhooks of all variants stand beside one another and none hears of another's
-// pods.
+// variant is one of the compared guards. Pods carry it as a label, so that the
+// webhooks of each variant receive only the pods of that variant.
 type variant string
 
 const (
@@ -196,8 +196,7 @@ func claimOne(ctx context.Context, c client.Client, req admission.Request, v var
 	return admission.Allowed("")
 }
 
-// list is what a guard does that is written in an afternoon: it asks the API
-// server whether there is such a pod. It does not even work: of two pods at the
+// list is the simplest guard: it lists the pods of the task. It is not exact: of two pods at the
 // same moment it admits both.
 func list(ctx context.Context, c client.Client, req admission.Request) admission.Response {
 	var pod metav1.PartialObjectMetadata

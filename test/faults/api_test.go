@@ -14,9 +14,9 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// What an API server, or what is before it, can do to a request of solepod's.
-// Whoever creates pods gets an answer from solepod itself, and so within the
-// time for which the API server waits for the webhook.
+// The API server, or a proxy in front of it, breaks requests of solepod. The client
+// that creates a pod gets a response of solepod itself, within the timeout of the
+// webhook.
 func TestAPIServerFails(t *testing.T) {
 	g := solepod.Run(t, plane, solepod.Options{Replicas: 2, Faults: true})
 	clients := solepod.Airflows(t, plane, jobs)
@@ -79,7 +79,7 @@ type warnings []string
 
 func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
 
-// Whoever prefers a duplicate to a pod that is not created says so.
+// With onError: Allow, a pod is created in spite of errors.
 func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 	g := solepod.Run(t, plane, solepod.Options{
 		Faults: true, Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nonError: Allow\n",
@@ -112,7 +112,7 @@ func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 	held(t, pod("allow", ""), "allow") // adopted
 }
 
-// etcd answers nobody for ten seconds, as with a disk that hangs.
+// etcd does not respond for ten seconds, as with a disk that hangs.
 func TestEtcdStalls(t *testing.T) {
 	g := solepod.Run(t, plane, solepod.Options{Replicas: 2})
 	clients := solepod.Airflows(t, plane, jobs)

@@ -1,5 +1,5 @@
-// Package faults breaks what solepod depends on, one thing after another, and
-// sees that what docs/operations.md says of it is what happens.
+// Package faults breaks the dependencies of solepod one by one, and checks that the
+// effects are those in docs/operations.md.
 package faults
 
 import (
@@ -66,8 +66,8 @@ func podsOf(t *testing.T, run string) []string {
 }
 
 // outcome is the status of an answer and, of a denial, the reason; "admitted"
-// for no error. What the API server says in place of a webhook that has not
-// answered in time is neither, and told in full.
+// for no error. An error of the API server for a webhook that has timed out is neither,
+// and returned in full.
 func outcome(err error) string {
 	if err == nil {
 		return "admitted"
@@ -93,8 +93,8 @@ func tally(answers []error) map[string]int {
 	return out
 }
 
-// unique fails the test unless a run's task was admitted as often as is said,
-// 0 or 1 times, and all other answers are of the outcomes that are expected.
+// unique fails the test unless admitted pods of a run were admitted, 0 or 1, and all
+// other responses have an expected outcome.
 func unique(t *testing.T, run string, answers []error, admitted int, expected ...string) {
 	t.Helper()
 	got := tally(answers)
@@ -108,8 +108,8 @@ func unique(t *testing.T, run string, answers []error, admitted int, expected ..
 	}
 }
 
-// works waits until creates are admitted again, by all replicas, and sees that
-// of a race only one is.
+// works waits until all replicas admit creates again, and checks that they admit only
+// one create of a race.
 func works(t *testing.T, g *solepod.Process, clients map[string]client.Client, run string) {
 	t.Helper()
 	revive(t, g)
@@ -121,7 +121,7 @@ func works(t *testing.T, g *solepod.Process, clients map[string]client.Client, r
 }
 
 // revive starts replicas that have ended, as the kubelet does, and waits until
-// all are ready. A leader ends when it can not renew its lease for ten seconds.
+// all are ready. A leader ends if it cannot renew its lease for ten seconds.
 func revive(t *testing.T, g *solepod.Process) {
 	t.Helper()
 	for _, replica := range g.Replicas {
@@ -138,7 +138,7 @@ func revive(t *testing.T, g *solepod.Process) {
 	}
 }
 
-// leader is the replica that leads, nil if none says so.
+// leader returns the leader, or nil if there is none.
 func leader(t *testing.T, g *solepod.Process) *solepod.Replica {
 	t.Helper()
 	for _, replica := range g.Replicas {

@@ -189,7 +189,7 @@ func TestAllReplicasDown(t *testing.T) {
 func TestClaimOfAnotherVersion(t *testing.T) {
 	solepod.Run(t, plane, solepod.Options{Replicas: 2})
 	clients := solepod.Airflows(t, plane, jobs)
-	// Read as if it was of this version, it is the claim of a pod that is long gone.
+	// In this version, it would be the claim of a pod that was deleted long ago.
 	format := map[string]string{"solepod.io/holders": `[{"of":"a format to come","claimedAt":"2023-03-08T09:13:29Z"}]`}
 	other := func(run string) {
 		t.Helper()
@@ -289,8 +289,8 @@ func TestNamespaceDeleted(t *testing.T) {
 	works(t, g, clients, "gone")
 }
 
-// untilAnswered has n clients create pods of one task, which try again by
-// themselves while nobody answers or the answer is a server's error.
+// untilAnswered creates pods of one task with n clients. Each client retries until it
+// gets a response without a server error.
 func untilAnswered(t *testing.T, clients map[string]client.Client, run string, n int) {
 	t.Helper()
 	environments := slices.Sorted(maps.Keys(clients))

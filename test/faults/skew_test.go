@@ -25,10 +25,10 @@ import (
 // requestLife is how long after its claim a pod may still be created.
 const requestLife = 34 * time.Second
 
-// Replicas whose clocks differ, by the real code on the real API server, since
-// no process can be given another clock: alpha's pod is claimed and may be
-// created for as long as a request lives; in the last moment of that the leader
-// looks at the claim, and then production asks.
+// The clocks of replicas differ. A process cannot have another clock, so this is the
+// real code on the real API server. Alpha's pod is claimed and can be created within
+// the lifetime of a request. At the end of that, the leader reconciles the claim, and
+// then production creates its pod.
 func TestClockSkew(t *testing.T) {
 	err := plane.Admin.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: solepod.Namespace}})
 	if client.IgnoreAlreadyExists(err) != nil {
@@ -86,7 +86,7 @@ func TestClockSkew(t *testing.T) {
 				t.Fatalf("%+v, %v", d, err)
 			}
 			id, _ := first.Pod.Identity()
-			fixture.Eventually(t, func() error { // the leader knows of the claim
+			fixture.Eventually(t, func() error { // the leader has the claim in its cache
 				return known.Get(t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
 			})
 			leader := &claim.Reconciler{

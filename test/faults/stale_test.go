@@ -16,7 +16,7 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// fresh is what the check of that name says of a replica.
+// fresh returns the result of that readiness check of a replica.
 func fresh(ctx context.Context, replica *solepod.Replica) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+replica.HealthAddress+"/readyz/fresh", nil)
 	if err != nil {
@@ -31,9 +31,9 @@ func fresh(ctx context.Context, replica *solepod.Replica) (string, error) {
 	return string(text), err
 }
 
-// One of three replicas does not hear what happens in the cluster. It admits no
-// duplicate before it knows of that, says so, decides nothing more, and is back
-// when it hears again.
+// One of three replicas receives no watch events. It admits no duplicate. When its
+// caches are stale, it reports that and refuses all reviews until it receives events
+// again.
 func TestReplicaCutOff(t *testing.T) {
 	const limit = 10 * time.Second
 	g := solepod.Run(t, plane, solepod.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
@@ -53,7 +53,7 @@ func TestReplicaCutOff(t *testing.T) {
 			if err := deaf.DropAPI(); err != nil {
 				t.Fatal(err)
 			}
-			// It does not know these pods.
+			// Its cache lacks these pods.
 			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(live, live)) })
 			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(mapped, mapped, "map_index=7")) })
 			unique(t, live, append(race(t, clients, live, 12), nil), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight", "503", "500")
@@ -76,8 +76,8 @@ func TestReplicaCutOff(t *testing.T) {
 			if err := deaf.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "[-]fresh failed") {
 				t.Errorf("ready: %v", err)
 			}
-			// Of the mapped pod nothing is in the claim but a mark, which does not
-			// count for long: only who sees the pod knows of it.
+			// The claim has only a family placeholder for the mapped pod, which expires:
+			// then only a cache with the pod has it.
 			solepod.AgeClaims(t, plane)
 			answers := make([]error, 12)
 			for i := range answers {
@@ -99,8 +99,8 @@ func TestReplicaCutOff(t *testing.T) {
 	}
 }
 
-// In a cluster in which nothing happens the API server says nothing for two
-// minutes, and then the same each minute. That is no reason to be unready.
+// In a cluster without changes, the API server sends nothing for two minutes, and then
+// a bookmark each minute. Replicas stay ready.
 func TestIdleCluster(t *testing.T) {
 	const limit = 5 * time.Second
 	g := solepod.Run(t, plane, solepod.Options{Args: []string{"--max-staleness=" + limit.String()}})

@@ -12,7 +12,7 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// oldRevision is the solepod that runs beside today's: the last commit before
+// oldRevision is the version that runs along with today's: the last commit before
 // there was a chart. Set it to the last release once there is one.
 const oldRevision = "6b015bb"
 
@@ -62,7 +62,7 @@ func TestVersionsSideBySide(t *testing.T) {
 			}
 		}
 	})
-	// A field that it does not know might be one that forbids something.
+	// An unknown field could be a restriction.
 	t.Run("the configuration of a newer version", func(t *testing.T) {
 		config := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(config, []byte("apiVersion: solepod.io/v1alpha1\nkind: Configuration\nfieldToCome: x\n"), 0o600); err != nil {

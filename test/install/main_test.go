@@ -134,7 +134,7 @@ func (c *cluster) install(flags string) {
 	c.called()
 }
 
-// called waits until API servers have heard of the webhooks and trust them.
+// called waits until API servers call the webhooks and trust them.
 func (c *cluster) called() {
 	c.t.Helper()
 	fixture.Eventually(c.t, func() error {
@@ -150,8 +150,8 @@ func (c *cluster) called() {
 	})
 }
 
-// remove removes whatever is there, and waits until it is gone. The pods go
-// first: the controller of namespaces looks again only after half their grace.
+// remove removes an installation and waits for the end of the removal. It deletes the
+// pods first: the namespace controller retries only after half their grace period.
 func (c *cluster) remove(ctx context.Context) {
 	c.t.Helper()
 	if _, err := c.sh(ctx, `kubectl delete --ignore-not-found validatingwebhookconfiguration,mutatingwebhookconfiguration solepod

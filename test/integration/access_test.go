@@ -19,8 +19,8 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// connect asks for an exec in a pod. Nothing runs there, so that what is
-// admitted fails later, on the way to the node.
+// connect requests an exec in a pod. No process runs there, so an admitted request fails
+// later, on the way to the node.
 func connect(ctx context.Context, config *rest.Config, pod *corev1.Pod) error {
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -143,7 +143,8 @@ func (w *world) grant(environment, resource, verb string) {
 	}
 }
 
-// An exec that is nobody's or one's own passes the hook, and fails at the node.
+// An exec without an environment or of its own environment passes the hook, and fails
+// at the node.
 func TestExecIsPassedOn(t *testing.T) {
 	shared.Run(t, plane)
 	w := newWorld(t, "exec")

@@ -143,7 +143,7 @@ func TestDryRunsAndDenialsLeaveNoClaim(t *testing.T) {
 	w.mustHold("x")
 }
 
-// The bugs that others had who keep something beside the pods. Those that need
+// Bugs of other projects that keep state in addition to the pods. Those that need
 // a certain interleaving are variants in TestBrokenProtocolsAreFound of
 // package claim.
 func TestKnownBugs(t *testing.T) {
@@ -152,7 +152,7 @@ func TestKnownBugs(t *testing.T) {
 	t.Run("matching by pod name across a delete and recreate", func(t *testing.T) {
 		w := newWorld(t, "by-name")
 		alpha := w.airflow("alpha")
-		for range 10 { // the deletion of one pod is told while the claim of the next is taken
+		for range 10 { // the event of one deletion arrives while the next claim is taken
 			w.delete(w.mustCreate(alpha, "x"))
 		}
 		pod := w.mustCreate(alpha, "x")
@@ -177,7 +177,7 @@ func TestKnownBugs(t *testing.T) {
 		}
 	})
 
-	t.Run("a Pending pod taken for dead", func(t *testing.T) {
+	t.Run("a Pending pod treated as dead", func(t *testing.T) {
 		w := newWorld(t, "pending")
 		w.mustCreate(w.airflow("alpha"), "x")
 		w.age()
@@ -326,8 +326,8 @@ func TestClaimsFollowTheirPods(t *testing.T) {
 	})
 }
 
-// What happened while no solepod was there to see it is made up for when one
-// starts, which reads everything anew.
+// When solepod starts, it reads all pods, and repairs the claims of changes while it was
+// down.
 func TestFullResync(t *testing.T) {
 	w := newWorld(t, "resync")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
@@ -349,7 +349,7 @@ func TestFullResync(t *testing.T) {
 	if err := w.admin.Patch(t.Context(), checked, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
 		t.Fatal(err)
 	}
-	// A duplicate slips in, as soon as the API server no longer asks.
+	// A duplicate is created as soon as the API server no longer calls solepod.
 	fixture.Eventually(t, func() error {
 		_, err := w.create(production, "slipped-in run_id=older")
 		return err

@@ -89,7 +89,7 @@ func ask(t *testing.T, g *solepod.Process, path string, certificate *tls.Certifi
 	roots.AppendCertsFromPEM(g.CA)
 	config := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 	if certificate != nil {
-		// Certificates would leave out those that the server does not ask for.
+		// Certificates would omit a certificate that the server does not request.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
 	}
 	transport := &http.Transport{TLSClientConfig: config}

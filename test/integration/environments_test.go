@@ -82,7 +82,7 @@ environments:
 	}
 	for want, c := range map[string]client.Client{
 		"outside": user("airflow@example.com"),
-		"other":   w.airflow("alpha"), // though its namespace says alpha
+		"other":   w.airflow("alpha"), // though the label of its namespace is alpha
 		"":        user("jane"),
 	} {
 		if got := stamped(c, "stamp"); got != want {

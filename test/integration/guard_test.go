@@ -315,7 +315,7 @@ func TestRequesterEnvironment(t *testing.T) {
 	label(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "requester-alpha", Name: "airflow"}}, "beta")
 	stamped(airflow, "beta")
 
-	// Somebody without an environment has the one of the pod's namespace.
+	// A requester without an environment has that of the pod's namespace.
 	unknown := w.as(w.jobs, "unknown")
 	stamped(unknown, "")
 	label(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.jobs}}, "gamma")
@@ -377,7 +377,7 @@ func TestJobPods(t *testing.T) {
 		}
 		return err
 	})
-	// And they stand in nobody's way.
+	// And they conflict with no pod.
 	w.mustCreate(w.airflow("alpha"), "x")
 }
 
@@ -411,7 +411,7 @@ func TestPodsThatRun(t *testing.T) {
 	if got := reasonIn(err); got != "409 Conflict LeftoverEnvironment" {
 		t.Errorf("beside a finished pod: %v", err)
 	}
-	w.mustCreate(alpha, "z") // Airflow's retry beside its own finished pod
+	w.mustCreate(alpha, "z") // Airflow's retry while its own finished pod exists
 }
 
 func TestEnforcement(t *testing.T) {

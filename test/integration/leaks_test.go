@@ -71,8 +71,8 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	})
 }
 
-// Who sends half a review and waits does not keep solepod's memory for longer
-// than he says that he would wait.
+// A client that sends half a review holds memory of solepod only until the timeout of
+// its request.
 func TestHalfAReview(t *testing.T) {
 	w := newWorld(t, "half")
 	g := shared.Run(t, plane)

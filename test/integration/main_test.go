@@ -101,7 +101,7 @@ func (w *world) create(c client.Client, line string) (*corev1.Pod, error) {
 	return pod, c.Create(w.t.Context(), pod)
 }
 
-// mustCreate is create for pods that are to be admitted.
+// mustCreate is create for pods that must be admitted.
 func (w *world) mustCreate(c client.Client, line string) *corev1.Pod {
 	w.t.Helper()
 	pod, err := w.create(c, line)

@@ -85,8 +85,8 @@ func postTo(t *testing.T, g *solepod.Process, path string, body io.Reader) (*adm
 	return out.Response, resp.TLS, errors.Join(err, resp.Body.Close())
 }
 
-// Without its caches solepod would take every pod for the only one. It must
-// not be ready, and must not admit what reaches it all the same.
+// With empty caches, solepod would find no other pod. It must not be ready, and must
+// not admit reviews that reach it in spite of that.
 func TestNotReadyWithoutCaches(t *testing.T) {
 	w := newWorld(t, "not-ready")
 	stranger, err := plane.ServiceAccount(t.Context(), w.jobs, "may-read-nothing")
@@ -175,8 +175,8 @@ func TestDrain(t *testing.T) {
 	w := newWorld(t, "drain")
 	g := shared.Own(t, plane, solepod.Options{})
 
-	// The request is under way as soon as the guard reads its body, half of
-	// which it gets only after it has begun to stop.
+	// The request is running as soon as the guard reads its body. The second half
+	// arrives only after the guard has started to stop.
 	body := review(t, w.pod("x"))
 	reader, writer := io.Pipe()
 	type result struct {

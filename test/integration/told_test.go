@@ -13,7 +13,7 @@ import (
 	"github.com/solepod/solepod/test/solepod"
 )
 
-// What is denied is told at the pod that it is about, once, and counted.
+// A denial creates one event on the conflicting pod, with a count.
 func TestDenialsAreTold(t *testing.T) {
 	g := shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "told")

@@ -21,9 +21,9 @@ func requests(t *testing.T, verb, resource string) int {
 	return n
 }
 
-// What admissions cost, by the API server's own count: nothing but solepod
-// asks for anything here. One Lease is created for each admitted pod and
-// deleted after it, none for a denial or a dry run, and nothing is ever listed.
+// The cost of admissions, as the API server counts it: solepod is the only client. One
+// Lease is created for each admitted pod and deleted after it, none for a denial or a
+// dry run, and nothing is listed.
 func TestCost(t *testing.T) {
 	shared.Run(t, plane)
 	clients := solepod.Airflows(t, plane, namespace)

@@ -1,6 +1,6 @@
-// Package race lets many clients create pods of the same task at the same
-// moment, through three real replicas of solepod that are killed and cut off
-// from the API server meanwhile.
+// Package race creates pods of the same task with many concurrent clients, through three
+// real replicas of solepod. Meanwhile, replicas are killed and cut off from the API
+// server.
 package race
 
 import (

@@ -163,7 +163,7 @@ func TestRetries(t *testing.T) {
 	})
 }
 
-// mayDelete asks the API server whether solepod may delete pods.
+// mayDelete reports whether solepod has the permission to delete pods.
 func mayDelete(t *testing.T) bool {
 	t.Helper()
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{

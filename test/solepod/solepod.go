@@ -56,8 +56,8 @@ type Options struct {
 	// Values are of the chart, key=value, for what its defaults do not give:
 	// the right to supersede pods is one.
 	Values []string
-	// Direct has the replicas call the API server directly, so that DropAPI can
-	// not be used, and nothing is slower than it is.
+	// Direct connects the replicas to the API server directly. DropAPI then cannot be
+	// used, and no proxy adds latency.
 	Direct bool
 	// Faults has the replicas call the API server through a proxy, so that
 	// Break can be used.
@@ -71,7 +71,7 @@ type Options struct {
 
 // Process is a running solepod of one or more replicas, installed in the control plane.
 type Process struct {
-	// Replica is the first one, and the only one unless more were asked for.
+	// Replica is the first replica, and normally the only one.
 	*Replica
 	Replicas []*Replica
 	// CertDir is the folder of tls.crt and tls.key.
@@ -218,9 +218,9 @@ func lock(dir string) (unlock func() error, err error) {
 	return file.Close, nil
 }
 
-// watchSources looks at each file that solepod is built from, so that go test
-// does not take the result of a test from its cache when one of them has changed.
-// (It knows the packages that a test imports, and files that a test opens.)
+// watchSources opens each file that solepod is built from, so that go test does not
+// reuse a cached result when one of them has changed. (go test tracks the packages that
+// a test imports, and the files that it opens.)
 func watchSources(root string) error {
 	for _, dir := range []string{"cmd", "pkg", "certs"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
