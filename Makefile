@@ -198,7 +198,8 @@ lint: ## Run golangci-lint on the code, and Vale on the prose
 .PHONY: lint-prose
 lint-prose: ## Run Vale on documentation, comments and messages (needs gcc)
 	@$(VALE) --no-global test .vale/styles
-	@$(VALE) --no-global --output=line $$(git ls-files -- ':!.vale' ':!*/testdata/*' ':!test/airflow/requirements')
+	@$(VALE) --no-global --output=line $$(git ls-files -- ':!.vale' ':!*/testdata/*' ':!test/airflow/requirements' ':!*_test.go')
+	@$(VALE) --no-global --output=line --config=.vale/tests.ini $$(git ls-files -- '*_test.go')
 
 .PHONY: fmt
 fmt: ## Format the code
