@@ -387,7 +387,7 @@ func TestReclaim(t *testing.T) {
 	for _, r := range results.Pods {
 		got[r.Name] = r.Outcome
 	}
-	if diff := cmp.Diff(map[string]Outcome{"good": Reclaimed, "changed": Changed, "refused": Failed}, got); diff != "" {
+	if diff := cmp.Diff(map[string]Outcome{"good": outcomeReclaimed, "changed": outcomeChanged, "refused": outcomeFailed}, got); diff != "" {
 		t.Error(diff)
 	}
 	slices.Sort(calls)
@@ -400,7 +400,7 @@ func TestReclaim(t *testing.T) {
 	}
 
 	calls = nil
-	if results, err := (Reclaimer{}).Reclaim(t.Context(), report.Reclaimable()); err != nil || len(results.Pods) != 3 || results.Pods[0].Outcome != Planned || calls != nil {
+	if results, err := (Reclaimer{}).Reclaim(t.Context(), report.Reclaimable()); err != nil || len(results.Pods) != 3 || results.Pods[0].Outcome != outcomePlanned || calls != nil {
 		t.Errorf("a dry run: %+v %v %q", results, err, calls)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -413,7 +413,7 @@ func TestReclaim(t *testing.T) {
 func TestNamed(t *testing.T) {
 	c := Cluster{Pods: []Pod{pod("a"), pod("bb", label(taskpod.LabelOperator, "False"))}}
 	name := func(s string) types.NamespacedName { return types.NamespacedName{Namespace: "airflow", Name: s} }
-	if got, err := c.Named([]types.NamespacedName{name("a")}, options()); err != nil || len(got) != 1 || got[0].Reason != named {
+	if got, err := c.Named([]types.NamespacedName{name("a")}, options()); err != nil || len(got) != 1 || got[0].Reason != reasonNamed {
 		t.Errorf("%+v %v", got, err)
 	}
 	_, err := c.Named([]types.NamespacedName{name("a"), name("bb"), name("c")}, options())

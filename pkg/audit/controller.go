@@ -60,7 +60,7 @@ func (c *Controller) once(ctx context.Context) error {
 	reclaimer.Done = func(r Result) {
 		c.reclaimed.WithLabelValues(string(r.Reason), string(r.Outcome)).Inc()
 		values := []any{"namespace", r.Namespace, "pod", r.Name, "podUID", r.UID, "environment", r.Environment, "reason", r.Reason, "detail", r.Detail, "outcome", r.Outcome}
-		if r.Outcome == Failed {
+		if r.Outcome == outcomeFailed {
 			ctrllog.FromContext(ctx).Error(fmt.Errorf("%s", r.Error), "Cannot reclaim", values...)
 		} else {
 			ctrllog.FromContext(ctx).Info("Reclaimed", values...)

@@ -172,10 +172,10 @@ func ResultsTable(w io.Writer, all Results) error {
 	switch {
 	case len(results) == 0:
 		p.line("There is nothing to reclaim.")
-	case counts[Planned] > 0:
-		p.line("\n%s would be reclaimed. This was a dry run; add --yes to reclaim.", english.Plural(counts[Planned], "pod", ""))
+	case counts[outcomePlanned] > 0:
+		p.line("\n%s would be reclaimed. This was a dry run; add --yes to reclaim.", english.Plural(counts[outcomePlanned], "pod", ""))
 	default:
-		p.line("\n%s: reclaimed %d, changed %d, failed %d", english.Plural(len(results), "pod", ""), counts[Reclaimed], counts[Changed], counts[Failed])
+		p.line("\n%s: reclaimed %d, changed %d, failed %d", english.Plural(len(results), "pod", ""), counts[outcomeReclaimed], counts[outcomeChanged], counts[outcomeFailed])
 	}
 	return p.Flush()
 }

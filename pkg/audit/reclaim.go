@@ -14,8 +14,8 @@ import (
 	"github.com/solepod/solepod/pkg/retire"
 )
 
-// named is the reason for a pod that was named.
-const named Reason = "Named"
+// reasonNamed is the reason for a pod that was named.
+const reasonNamed Reason = "Named"
 
 // Reclaimable returns the findings that are removed even if they are not named.
 func (r *Report) Reclaimable() []Finding {
@@ -36,7 +36,7 @@ func (c Cluster) Named(names []types.NamespacedName, o Options) ([]Finding, erro
 		p := &c.Pods[i]
 		key := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 		if p.Guarded() && slices.Contains(names, key) {
-			found[key] = Finding{Ref: o.ref(p), Reason: named, Detail: "named on the command line", pod: p}
+			found[key] = Finding{Ref: o.ref(p), Reason: reasonNamed, Detail: "named on the command line", pod: p}
 		}
 	}
 	var out []Finding
@@ -57,14 +57,14 @@ type Outcome string
 
 // The values of Outcome.
 const (
-	// Planned: a dry run, the pod would be removed.
-	Planned Outcome = "Planned"
-	// Reclaimed: the pod was marked as checked and deleted.
-	Reclaimed Outcome = "Reclaimed"
-	// Changed: the pod was deleted or has changed since the scan, and was skipped.
-	Changed Outcome = "Changed"
-	// Failed: the API server returned an error.
-	Failed Outcome = "Failed"
+	// outcomePlanned: a dry run, the pod would be removed.
+	outcomePlanned Outcome = "Planned"
+	// outcomeReclaimed: the pod was marked as checked and deleted.
+	outcomeReclaimed Outcome = "Reclaimed"
+	// outcomeChanged: the pod was deleted or has changed since the scan, and was skipped.
+	outcomeChanged Outcome = "Changed"
+	// outcomeFailed: the API server returned an error.
+	outcomeFailed Outcome = "Failed"
 )
 
 // Result is a finding and the outcome for it.
@@ -82,7 +82,7 @@ type Results struct {
 
 // Failed reports whether a pod could not be removed.
 func (r Results) Failed() bool {
-	return slices.ContainsFunc(r.Pods, func(r Result) bool { return r.Outcome == Failed })
+	return slices.ContainsFunc(r.Pods, func(r Result) bool { return r.Outcome == outcomeFailed })
 }
 
 // Reclaimer removes pods that a scan has found.
@@ -101,7 +101,7 @@ type Reclaimer struct {
 func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) (Results, error) {
 	results := Results{Pods: []Result{}}
 	for _, f := range findings {
-		result := Result{Finding: f, Outcome: Planned}
+		result := Result{Finding: f, Outcome: outcomePlanned}
 		if r.Client != nil {
 			if err := r.Limiter.Wait(ctx); err != nil {
 				return results, err
@@ -113,11 +113,11 @@ func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) (Results, er
 			err := retire.Pod(ctx, r.Client, f.pod.Pod, version, "reclaimed: "+string(f.Reason))
 			switch {
 			case err == nil:
-				result.Outcome = Reclaimed
+				result.Outcome = outcomeReclaimed
 			case errors.Is(err, retire.ErrChanged):
-				result.Outcome = Changed
+				result.Outcome = outcomeChanged
 			default:
-				result.Outcome, result.Error = Failed, err.Error()
+				result.Outcome, result.Error = outcomeFailed, err.Error()
 			}
 		}
 		results.Pods = append(results.Pods, result)

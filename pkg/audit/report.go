@@ -67,13 +67,13 @@ type Reason string
 
 // The values of Reason.
 const (
-	// Leftover: the pod has ended, and Airflow has not checked it.
-	Leftover Reason = "Leftover"
-	// SupersededTry: the same environment has a pod of a later try.
-	SupersededTry Reason = "SupersededTry"
-	// UnknownEnvironment: no namespace, ServiceAccount or configuration has the
+	// reasonLeftover: the pod has ended, and Airflow has not checked it.
+	reasonLeftover Reason = "Leftover"
+	// reasonSupersededTry: the same environment has a pod of a later try.
+	reasonSupersededTry Reason = "SupersededTry"
+	// reasonUnknownEnvironment: no namespace, ServiceAccount or configuration has the
 	// environment of the pod.
-	UnknownEnvironment Reason = "UnknownEnvironment"
+	reasonUnknownEnvironment Reason = "UnknownEnvironment"
 )
 
 // Environment counts the pods of an environment.

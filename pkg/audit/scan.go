@@ -280,7 +280,7 @@ func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool)
 		return f, false // Airflow has finished with it, and keeps it on purpose
 	}
 	if later, superseded := laterTry(p, same, label); superseded {
-		f.Reason, f.Safe = SupersededTry, p.Finished()
+		f.Reason, f.Safe = reasonSupersededTry, p.Finished()
 		f.Detail = fmt.Sprintf("%s has try %s", later.Name, later.Labels[taskpod.LabelTry])
 		return f, true
 	}
@@ -289,12 +289,12 @@ func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool)
 		if ago < o.OlderThan {
 			return f, false
 		}
-		f.Reason, f.Safe = Leftover, true
+		f.Reason, f.Safe = reasonLeftover, true
 		f.Detail = fmt.Sprintf("ended %s ago, and Airflow has not marked it as checked", duration.HumanDuration(ago))
 		return f, true
 	}
 	if environment := p.Environment(label); environment != "" && known != nil && !known[environment] {
-		f.Reason, f.Detail = UnknownEnvironment, fmt.Sprintf("environment %s no longer exists", environment)
+		f.Reason, f.Detail = reasonUnknownEnvironment, fmt.Sprintf("environment %s no longer exists", environment)
 		return f, true
 	}
 	return f, false
