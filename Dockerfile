@@ -1,10 +1,10 @@
-# solepod's image: make image puts the static binaries where this finds them.
+# The image of solepod. make image builds the static binaries first.
 #
-# Nothing but the binary. CA certificates are not needed: the one server that
-# solepod speaks to is the API server, whose CA comes with the ServiceAccount.
+# It contains only the binary. solepod connects to the API server only, whose CA
+# certificate is mounted with the ServiceAccount.
 FROM scratch
 ARG TARGETOS TARGETARCH
-# The mode does not depend on the umask of whoever builds.
+# The mode must not depend on the umask of the build.
 COPY --chmod=0755 bin/solepod-${TARGETOS}-${TARGETARCH} /solepod
 ARG VERSION REVISION
 LABEL org.opencontainers.image.title="solepod" \
@@ -13,6 +13,6 @@ LABEL org.opencontainers.image.title="solepod" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A number, because runAsNonRoot cannot tell of a name who it is.
+# A number: runAsNonRoot cannot verify a name.
 USER 65532:65532
 ENTRYPOINT ["/solepod"]

@@ -9,7 +9,7 @@ GOVULNCHECK   ?= $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 GO_LICENSES   ?= $(GO) run github.com/google/go-licenses@v1.6.0
 # v3.23.0 to v3.26.0 require a version of cascadia that the module proxy refuses.
 VALE          ?= $(GO) run github.com/vale-cli/vale/v3/cmd/vale@v3.22.0
-# What is released is built with this toolchain, wherever it is built.
+# Releases are built with this toolchain on every machine.
 TOOLCHAIN      = $(shell sed -n 's/^toolchain //p' go.mod)
 VERSION       ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 AIRFLOW       ?= $(patsubst test/airflow/requirements/%.txt,%,$(wildcard test/airflow/requirements/*.txt))
@@ -35,30 +35,30 @@ demo: ## Replay the incident on an embedded control plane (no cluster needed)
 	@$(GO) run ./test/demo
 
 .PHONY: run
-run: ## Leave control plane and guard running, and print the KUBECONFIG
+run: ## Start a control plane and solepod, keep them running, and print the KUBECONFIG
 	@$(GO) build -o bin/demo ./test/demo && exec bin/demo -keep
 
 .PHONY: test
-test: controlplane ## Run all tests, unit and integration, but those of make test-slow
+test: controlplane ## Run all unit and integration tests except those of make test-slow
 	@mkdir -p bin
 	@{ $(GO) test -short -timeout 30m ./...; echo $$? >bin/test.status; } 2>&1 | tee bin/test.log
 	@echo; echo 'The slowest packages, in seconds:'
 	@awk -F '\t' '/^(ok|FAIL)/ && $$3 ~ /^[0-9.]+s$$/ {printf "%8.1f  %s\n", $$3, $$2}' bin/test.log | sort -rn | head -n 10
 	@exit $$(cat bin/test.status)
 
-# They skip themselves, or do less, with -short.
+# With -short, these tests are skipped, or do less.
 .PHONY: test-slow
-test-slow: controlplane ## Run the tests that make test leaves out: the soak, rotations, ratios of memory and goroutines
+test-slow: controlplane ## Run the tests that make test skips: soak, rotations, ratios of memory and goroutines
 	$(GO) test -v -count=1 -timeout 60m -run '^(TestMemory|TestNothingIsLeftRunning|TestRotation|TestSoak)$$' ./pkg/webhook ./test/integration ./test/install
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need no control plane
 	$(GO) test -short ./cmd/... ./pkg/...
 
-# A worker that is in the middle of something when its time is over makes go test
-# fail with "context deadline exceeded", up to go1.26 (https://go.dev/issue/75804).
+# Up to go1.26, go test fails with "context deadline exceeded" if a worker is busy at
+# the end of the fuzz time (https://go.dev/issue/75804).
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for a minute (FUZZTIME), one after another
+fuzz: ## Run each fuzz target for a minute (FUZZTIME), one by one
 	@for package in $$($(GO) list ./cmd/... ./pkg/...); do \
 		targets=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$targets"; exit 1; }; \
 		for target in $$(echo "$$targets" | grep '^Fuzz'); do \
@@ -75,26 +75,26 @@ fuzz: ## Run each fuzz target for a minute (FUZZTIME), one after another
 	done
 
 .PHONY: test-race
-test-race: controlplane ## Let 16 clients race for each of 1,000 tasks, with three replicas that crash
+test-race: controlplane ## Race 16 clients for each of 1,000 tasks, with three replicas that crash
 	$(GO) test ./test/race -v -run 'TestRace$$' -timeout 60m -rounds $(or $(ROUNDS),1000)
 
-# The exploration of claims goes one step at a time: there are no races in it. And
-# the detector takes memory of its own, of which TestMemory knows nothing.
+# The exploration of claims is sequential and has no races. The detector allocates
+# memory, which TestMemory would count.
 .PHONY: test-race-detector
-test-race-detector: controlplane ## Run the unit tests, and three replicas at work, under Go's race detector (needs gcc)
+test-race-detector: controlplane ## Run the unit tests and three replicas under Go's race detector (needs gcc)
 	$(GO) test -race -skip '^(TestAllInterleavings|TestBrokenProtocolsAreFound|TestMemory)$$' ./certs/... ./cmd/... ./pkg/...
 	$(GO) test -race ./test/race -run '^(TestRace|TestMappedBesideUnmapped)$$' -rounds 50
 
 .PHONY: test-faults
-test-faults: controlplane ## Break what solepod depends on, one thing after another (part of make test)
+test-faults: controlplane ## Break the dependencies of solepod one by one (part of make test)
 	$(GO) test ./test/faults -v -count=1
 
 .PHONY: soak
-soak: controlplane ## Let tasks come and go for 20 minutes (SOAK) while replicas, certificates and the API server do
+soak: controlplane ## Create and delete tasks for 20 minutes (SOAK) while replicas, certificates and the API server are replaced
 	$(GO) test ./test/install -v -run 'TestSoak$$' -count=1 -timeout 2h -soak $(or $(SOAK),20m)
 
 .PHONY: bench
-bench: controlplane ## Compare creates with solepod, without, and with others (about 20 minutes; FLAGS=-help)
+bench: controlplane ## Compare creates with and without solepod, and with other guards (about 20 minutes; FLAGS=-help)
 	@mkdir -p bin
 	$(GO) test ./pkg/webhook -run '^$$' -bench . -benchmem
 	$(GO) run ./test/bench -json bin/bench.json -benchfmt bin/bench.txt $(FLAGS)
@@ -110,27 +110,27 @@ test-airflow: controlplane ## Replay the incident with real Airflows, version by
 	$(GO) test -tags airflow ./test/airflow -v -timeout 60m -rows "$(subst $(space),$(comma),$(AIRFLOW))"
 
 .PHONY: controlplane
-controlplane: ## Build kube-apiserver, etcd, kube-controller-manager, kwok, helm and promtool, unless they are there (KUBERNETES_VERSION=1.34)
+controlplane: ## Build kube-apiserver, etcd, kube-controller-manager, kwok, helm and promtool, unless they exist (KUBERNETES_VERSION=1.34)
 	@$(GO) run ./test/controlplane/build >/dev/null
 
-# Always anew, which replaces a folder of the store that an interrupted download
-# has left behind. ENVTEST_INDEX is the URL of another index than GitHub's.
+# --force replaces an incomplete folder of an interrupted download. ENVTEST_INDEX is
+# the URL of another index than GitHub's.
 .PHONY: controlplane-download
-controlplane-download: ## Download kube-apiserver and etcd from GitHub, so that they are not built (KUBERNETES_VERSION=1.34)
+controlplane-download: ## Download kube-apiserver and etcd from GitHub instead of building them (KUBERNETES_VERSION=1.34)
 	@$(GO) -C test/tools tool setup-envtest use --force $(if $(ENVTEST_INDEX),--index '$(ENVTEST_INDEX)') '$(or $(KUBERNETES_VERSION),$(NEWEST)).x'
 
-# helm is a link to the one that test/tools pins, which is built if need be.
+# helm is a link to the binary that test/tools pins. It is built if necessary.
 .PHONY: bin/helm
 bin/helm:
 	@mkdir -p bin && helm=$$($(GO) run ./test/controlplane/build helm) && ln -sf "$$helm" $@
 
-# -buildvcs=auto puts the commit into the binary, whatever GOFLAGS say.
+# -buildvcs=auto records the commit in the binary, with any GOFLAGS.
 BUILD = GOTOOLCHAIN=$(TOOLCHAIN) CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '-s -w -X main.version=$(VERSION)'
 BINARIES  = $(foreach platform,$(PLATFORMS),bin/solepod-$(subst /,-,$(platform)))
 CYCLONEDX = GOTOOLCHAIN=$(TOOLCHAIN) $(GO) run -exec 'env GOOS=linux GOARCH=amd64 CGO_ENABLED=0' github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
-# A storage of its own, so that nothing is left in the user's; vfs works everywhere.
+# The storage is separate from the user's. vfs works everywhere.
 BUILDAH   = buildah --root $(CURDIR)/bin/buildah --runroot $(CURDIR)/bin/buildah/run --storage-driver vfs
-# All times in the image are the commit's, so that each build of it is the same.
+# All timestamps in the image are that of the commit: every build is identical.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .PHONY: build
@@ -156,11 +156,11 @@ image: buildah $(BINARIES) ## Build bin/solepod-image.tar, an OCI archive of IMA
 	@chmod -fR u+w bin/buildah; rm -rf bin/buildah
 
 .PHONY: test-image
-test-image: buildah controlplane ## Build the image twice, look into it and run it (needs buildah)
+test-image: buildah controlplane ## Build the image twice, inspect it and run it (needs buildah)
 	$(GO) test -tags image ./test/image -v -count=1 -timeout 20m
 
 .PHONY: test-page
-test-page: ## Look at the page of solepod audit with a browser (needs chromium)
+test-page: ## Test the page of solepod audit in a browser (needs chromium)
 	@command -v chromium >/dev/null || { echo 'On Debian: apt-get install -y --no-install-recommends chromium' >&2; exit 1; }
 	$(GO) test -tags browser ./test/page -v -count=1
 
@@ -169,18 +169,18 @@ sbom: ## Write bin/solepod.cdx.json, which lists the modules in the image
 	@mkdir -p bin
 	$(CYCLONEDX) app -json -licenses -std -noserial -notimestamp -main cmd/solepod -output bin/solepod.cdx.json
 
-# The database is the newest that the module proxy has, like everything else.
+# The database is the newest in the module proxy.
 .PHONY: vulncheck
-vulncheck: ## Look for known vulnerabilities in what solepod calls
+vulncheck: ## Search for known vulnerabilities in the code that solepod calls
 	@dir=$$($(GO) mod download -json golang.org/x/vulndb@latest | sed -n 's/^.*"Dir": "\(.*\)",$$/\1/p') && \
 	GOTOOLCHAIN=$(TOOLCHAIN) $(GOVULNCHECK) -db "file://$$dir/data/osv" ./cmd/...
 
 .PHONY: licences
-licences: ## Fail if something in the binary has a licence that is not one of these
+licences: ## Fail if a module in the binary has a licence that is not listed here
 	@mkdir -p bin && $(GO_LICENSES) check ./cmd/solepod --allowed_licenses=Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT,MPL-2.0 2>bin/licences.log || \
 	{ grep -v 'non-Go code\|^/' bin/licences.log; exit 1; }
 
-# In another folder, and from nothing: with a build cache of its own.
+# In another folder, with an empty build cache.
 .PHONY: reproducible
 reproducible: build ## Build the binary again in another folder, and compare
 	@other=$$(mktemp -d) && git clone --quiet . "$$other/solepod" && \
@@ -197,7 +197,8 @@ lint: ## Run golangci-lint on the code, and Vale on the prose
 .PHONY: lint-prose
 lint-prose: ## Run Vale on documentation, comments and messages (needs gcc)
 	@$(VALE) --no-global test .vale/styles
-	@$(VALE) --no-global --output=line $$(git ls-files -- ':!.vale' ':!*/testdata/*' ':!test/airflow/requirements')
+	@$(VALE) --no-global --output=line $$(git ls-files -- ':!.vale' ':!*/testdata/*' ':!test/airflow/requirements' ':!*_test.go')
+	@$(VALE) --no-global --output=line --config=.vale/tests.ini $$(git ls-files -- '*_test.go')
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -217,7 +218,7 @@ manifests: bin/helm ## Regenerate manifests/install*.yaml from the chart
 	@( $(call render,certificates.mode=CertManager) ) > manifests/install-cert-manager.yaml
 
 .PHONY: verify
-verify: bin/helm ## Fail if go.mod, go.sum, formatting or what is generated are not as they should be
+verify: bin/helm ## Fail if go.mod, go.sum, formatting or generated files are out of date
 	@generated=$$(mktemp) && $(REFERENCE) --output-path=$$generated && diff -u docs/configuration.md $$generated && rm $$generated
 	@( $(call render,certificates.mode=SelfSigned) ) | diff -u manifests/install.yaml -
 	@( $(call render,certificates.mode=CertManager) ) | diff -u manifests/install-cert-manager.yaml -

@@ -1,7 +1,7 @@
-// Package certs is what solepod serves TLS with: certificates of its own making
-// that follow one another without a lost admission (Rotation), or those of a
-// folder, such as cert-manager fills (Files). Optionally, nobody but an API
-// server may call (Clients).
+// Package certs provides the serving certificates of the webhook: certificates that
+// solepod issues and rotates without a lost review (Rotation), or files in a
+// directory, such as a Secret of cert-manager (Files). Optionally, it admits API
+// servers only (Clients).
 package certs
 
 import (
@@ -32,39 +32,37 @@ import (
 
 // Options of a rotation.
 type Options struct {
-	// Secret has the certificates. It must exist, and may be empty.
+	// Secret contains the certificates. It must exist, and may be empty.
 	Secret types.NamespacedName
-	// Service is the one that API servers call, in the Secret's namespace.
+	// Service is the Service of the webhook, in the namespace of the Secret.
 	Service string
-	// Configurations is the name of the two webhook configurations whose
-	// caBundle says which certificates API servers trust.
+	// Configurations is the name of the two webhook configurations whose caBundle the
+	// rotation sets.
 	Configurations string
 	// Lifetime of a certificate; at least [minLifetime].
 	Lifetime time.Duration
 }
 
-// minLifetime leaves time for a certificate to be made, trusted and served by a
-// leader who is there. One who is killed has a successor after 17 seconds
-// (LeaseDuration and RetryPeriod of client-go's leader election), for which a
-// third of a lifetime of two minutes is enough.
+// minLifetime leaves a running leader enough time to issue a certificate, have it
+// trusted and serve it. A killed leader is replaced after 17 seconds (LeaseDuration
+// and RetryPeriod of client-go's leader election). A third of a lifetime of two
+// minutes is sufficient for that.
 const minLifetime = 30 * time.Second
 
-// Rotation makes serving certificates and keeps them from expiring. The leader
-// makes them: first it has the webhook configurations trust a new CA beside the
-// one in use, then, a few minutes later, when each API server has heard of it,
-// a certificate by that CA is served. So there is no moment at which what is
-// served is not trusted. All replicas serve what the Secret says, at once and
-// without a restart.
+// Rotation issues and renews the serving certificates. The leader first adds a new
+// CA to the webhook configurations. A few minutes later, when every API server has
+// received the change, the replicas serve a certificate of that CA. So API servers
+// always trust the certificate that is served. All replicas serve the certificate in
+// the Secret, without a restart.
 type Rotation struct {
 	options Options
 	plan    plan
-	api     client.Client // uncached: a stale Secret would have another certificate made
+	api     client.Client // uncached: with a stale Secret, it would issue another certificate
 	now     func() time.Time
 	serving atomic.Pointer[tls.Certificate]
 }
 
-// NewRotation returns a rotation that serves nothing before it is set up and
-// the manager runs.
+// NewRotation returns a rotation. It serves no certificate before the manager runs.
 func NewRotation(o Options) (*Rotation, error) {
 	if o.Lifetime < minLifetime {
 		return nil, fmt.Errorf("%s: want at least %s", o.Lifetime, minLifetime)
@@ -73,8 +71,8 @@ func NewRotation(o Options) (*Rotation, error) {
 	return &Rotation{options: o, plan: newPlan(name, o.Lifetime), now: time.Now}, nil
 }
 
-// Cache is what a manager must cache for SetupWithManager: the Secret and the
-// webhook configurations, no others of their kinds.
+// Cache returns what the manager must cache for SetupWithManager: the Secret and the
+// webhook configurations, and no other objects of their kinds.
 func (r *Rotation) Cache() map[client.Object]cache.ByObject {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector(metav1.ObjectNameField, name) }
 	byObject := map[client.Object]cache.ByObject{
@@ -94,8 +92,8 @@ func (r *Rotation) configurations() []client.Object {
 	}
 }
 
-// SetupWithManager has this replica serve what the Secret says, and the leader
-// take care of it.
+// SetupWithManager makes this replica serve the certificate in the Secret, and the
+// leader renew it.
 func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, api client.Client) error {
 	r.api = api
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
@@ -120,12 +118,12 @@ func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, ap
 	return controller.Complete(r)
 }
 
-// serve takes up the certificate of the Secret. One that can not be served
-// leaves the one before: the leader will mend the Secret.
+// serve loads the certificate of the Secret. If the certificate is invalid, the
+// previous one stays, and the leader repairs the Secret.
 func (r *Rotation) serve(log logr.Logger, secret *corev1.Secret) {
 	pair, err := tls.X509KeyPair(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
 	if err != nil {
-		log.Info("The Secret has no certificate to serve", "secret", r.options.Secret, "reason", err.Error())
+		log.Info("The Secret has no valid certificate", "secret", r.options.Secret, "reason", err.Error())
 		return
 	}
 	before := r.serving.Swap(&pair)
@@ -134,20 +132,20 @@ func (r *Rotation) serve(log logr.Logger, secret *corev1.Secret) {
 	}
 }
 
-// GetCertificate is that of a [tls.Config].
+// GetCertificate implements the function of the same name in a [tls.Config].
 func (r *Rotation) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if pair := r.serving.Load(); pair != nil {
 		return pair, nil
 	}
-	return nil, fmt.Errorf("there is no certificate yet: Secret %s is absent or empty, and the leader fills it", r.options.Secret)
+	return nil, fmt.Errorf("there is no certificate yet: Secret %s is missing or empty, and the leader fills it", r.options.Secret)
 }
 
-// Reconcile brings the webhook configurations and the Secret up to date, in
-// this order: a CA is trusted before anything by it is served.
+// Reconcile updates the webhook configurations and then the Secret: a CA must be
+// trusted before a certificate of it is served.
 func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	var secret corev1.Secret
 	if err := r.api.Get(ctx, r.options.Secret, &secret); apierrors.IsNotFound(err) {
-		return reconcile.Result{}, fmt.Errorf("there is no Secret %s: install solepod again, which creates it, empty: %w", r.options.Secret, err)
+		return reconcile.Result{}, fmt.Errorf("there is no Secret %s: install solepod again to create it: %w", r.options.Secret, err)
 	} else if err != nil {
 		return reconcile.Result{}, fmt.Errorf("reading the certificates: %w", err)
 	}
@@ -160,11 +158,11 @@ func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	told, err := r.trust(ctx, want.bundle())
+	changed, err := r.trust(ctx, want.bundle())
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if told && want.next != nil {
+	if changed && want.next != nil {
 		want.since, again = now, now.Add(r.plan.trustDelay)
 	}
 
@@ -172,7 +170,7 @@ func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 	want.write(&secret)
 	if !reflect.DeepEqual(was, &secret) {
 		if err := r.api.Update(ctx, &secret); apierrors.IsConflict(err) {
-			return reconcile.Result{}, nil // whoever changed it has caused an event
+			return reconcile.Result{}, nil // the change causes an event
 		} else if err != nil {
 			return reconcile.Result{}, fmt.Errorf("writing the certificates: %w", err)
 		}
@@ -181,32 +179,32 @@ func (r *Rotation) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 	return reconcile.Result{RequeueAfter: max(again.Sub(r.now()), time.Second)}, nil
 }
 
-// trust writes the caBundle of all hooks that are called through a Service, and
-// tells whether any of them had another.
-func (r *Rotation) trust(ctx context.Context, bundle []byte) (told bool, err error) {
+// trust writes the caBundle of all hooks that are called through a Service. It
+// reports whether one of them had another caBundle.
+func (r *Rotation) trust(ctx context.Context, bundle []byte) (changed bool, err error) {
 	for _, configuration := range r.configurations() {
 		if err := r.api.Get(ctx, client.ObjectKeyFromObject(configuration), configuration); apierrors.IsNotFound(err) {
-			continue // nobody calls; its creation is an event
+			continue // its creation causes an event
 		} else if err != nil {
-			return told, fmt.Errorf("reading the webhook configurations: %w", err)
+			return changed, fmt.Errorf("reading the webhook configurations: %w", err)
 		}
 		before := configuration.DeepCopyObject().(client.Object)
-		changed := false
+		differs := false
 		for _, hook := range clientConfigs(configuration) {
 			if hook.Service != nil && !bytes.Equal(hook.CABundle, bundle) {
-				hook.CABundle, changed = bundle, true
+				hook.CABundle, differs = bundle, true
 			}
 		}
-		if !changed {
+		if !differs {
 			continue
 		}
-		// By the names of the hooks, so that whatever else changes meanwhile stays.
+		// A strategic merge by the names of the hooks keeps concurrent changes.
 		if err := r.api.Patch(ctx, configuration, client.StrategicMergeFrom(before)); err != nil {
-			return told, fmt.Errorf("having the API server trust a certificate: %w", err)
+			return changed, fmt.Errorf("writing the caBundle of the webhook configurations: %w", err)
 		}
-		told = true
+		changed = true
 	}
-	return told, nil
+	return changed, nil
 }
 
 func clientConfigs(configuration client.Object) (out []*admissionregistrationv1.WebhookClientConfig) {

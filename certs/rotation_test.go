@@ -213,7 +213,7 @@ func note(history []seen, now time.Time, value []byte) []seen {
 	return append(history, seen{now, value})
 }
 
-// within are the values of which somebody can know who is late by less than lag.
+// within returns the values that a reader can have that is late by less than lag.
 func within(history []seen, now time.Time, lag time.Duration) [][]byte {
 	var out [][]byte
 	for i, s := range history {
@@ -224,8 +224,8 @@ func within(history []seen, now time.Time, lag time.Duration) [][]byte {
 	return out
 }
 
-// Whatever fails and however late API servers and replicas hear of a change, at
-// no moment is a certificate served that an API server does not trust.
+// API servers always trust the certificate that is served, whatever fails and however
+// late API servers and replicas receive a change.
 func TestServedIsAlwaysTrusted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
@@ -290,7 +290,7 @@ func TestRotation(t *testing.T) {
 		}
 	}
 
-	// Somebody applies the manifest again, without a caBundle.
+	// The manifest is applied again, without a caBundle.
 	w.clock = w.clock.Add(w.plan.trustDelay / 2)
 	w.forget()
 	if again = w.mustReconcile(); again != w.plan.trustDelay {
@@ -351,7 +351,7 @@ func TestMended(t *testing.T) {
 	}
 }
 
-// A certificate that somebody put there is not thrown away.
+// A certificate that solepod has not issued is kept.
 func TestForeignCertificateStays(t *testing.T) {
 	w := newWorld(t)
 	crt, key, err := cert.GenerateSelfSignedCertKey(dnsName, nil, nil)
@@ -376,10 +376,10 @@ func TestNoSecret(t *testing.T) {
 	if err := w.api.Delete(context.Background(), w.secret()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.reconcile(); err == nil || !strings.Contains(err.Error(), "install solepod again, which creates it") {
+	if _, err := w.reconcile(); err == nil || !strings.Contains(err.Error(), "install solepod again to create it") {
 		t.Error(err)
 	}
-	if _, err := w.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), "solepod-system/solepod-tls is absent or empty") {
+	if _, err := w.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), "solepod-system/solepod-tls is missing or empty") {
 		t.Error(err)
 	}
 }

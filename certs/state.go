@@ -14,32 +14,32 @@ import (
 	"k8s.io/client-go/util/cert"
 )
 
-// What the Secret has beside tls.crt and tls.key, those that are served.
+// Keys of the Secret in addition to tls.crt and tls.key, which are served.
 const (
-	keyTrusted  = "ca.crt" // all CAs that API servers trust, newest first
+	keyTrusted  = "ca.crt" // all CAs in the caBundle, newest first
 	keyNextCert = "next.crt"
 	keyNextKey  = "next.key"
-	// annotationSince says since when API servers have been told to trust the
-	// next certificate's CA, RFC 3339.
+	// annotationSince is the time at which the CA of the next certificate was added to
+	// the caBundle, in RFC 3339.
 	annotationSince = "solepod.io/next-trusted-since"
 )
 
-// backdating is how much earlier than they are made certificates are valid, for
-// clocks that differ. It is that of [cert.GenerateSelfSignedCertKeyWithOptions].
+// backdating is the time that a certificate is valid before it is issued, for
+// different clocks. [cert.GenerateSelfSignedCertKeyWithOptions] sets it.
 const backdating = time.Hour
 
-// generation is a serving certificate and the CA that signed it, and nothing
-// else: the CA's key was thrown away. A new certificate is a new generation.
+// generation is a serving certificate and the CA that signed it. The key of the CA
+// is not kept: every certificate has a CA of its own.
 type generation struct {
-	crt, key []byte // PEM; crt has the CA at its end
+	crt, key []byte // PEM; crt ends with the CA
 	leaf, ca *x509.Certificate
 }
 
-// errForeign is of a certificate that has not been made here. Whoever put it
-// there may need it.
-var errForeign = errors.New("its tls.crt is not of solepod's making; to serve it, set certificates.mode to Provided (--cert-dir); to have it replaced, delete the keys of the Secret")
+// errForeign is the error for a certificate that solepod has not issued. It is not
+// overwritten.
+var errForeign = errors.New("its tls.crt was not issued by solepod; to serve it, set certificates.mode to Provided (--cert-dir); to replace it, delete the keys of the Secret")
 
-// parse returns an error if the certificate and its key can not be served.
+// parse returns an error if the certificate and its key are invalid.
 func parse(crt, key []byte) (generation, error) {
 	if _, err := tls.X509KeyPair(crt, key); err != nil {
 		return generation{}, err
@@ -59,19 +59,19 @@ func (g *generation) validFor(name string, now time.Time) bool {
 	return g != nil && g.leaf.VerifyHostname(name) == nil && !now.Before(g.leaf.NotBefore) && now.Before(g.leaf.NotAfter)
 }
 
-// state is what the Secret says.
+// state is the content of the Secret.
 type state struct {
 	current *generation
-	// next is trusted, but not served yet.
+	// next is in the caBundle, but not served yet.
 	next  *generation
 	since time.Time
-	// trusted are the CAs of both, and of those before that have not expired: a
-	// replica may still serve them.
+	// trusted are the CAs of both, and those of earlier certificates that have not
+	// expired: a replica may still serve one of them.
 	trusted []*x509.Certificate
 }
 
-// read takes what can not be used for absent, so that it is made anew, unless
-// it is somebody else's.
+// read returns the state without invalid certificates, which are then issued again.
+// It fails with errForeign for a certificate that solepod has not issued.
 func read(secret *corev1.Secret) (state, error) {
 	var s state
 	current, err := parse(secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
@@ -83,8 +83,8 @@ func read(secret *corev1.Secret) (state, error) {
 	}
 	if next, err := parse(secret.Data[keyNextCert], secret.Data[keyNextKey]); err == nil {
 		s.next = &next
-		// Without a time it has to wait from the year 1, which is over; it then
-		// would be served although nobody may trust it.
+		// Without the time, it would be served immediately, although API servers may
+		// not trust it yet.
 		if s.since, err = time.Parse(time.RFC3339Nano, secret.Annotations[annotationSince]); err != nil {
 			s.next = nil
 		}
@@ -95,7 +95,7 @@ func read(secret *corev1.Secret) (state, error) {
 	return s, nil
 }
 
-// write changes no other keys of the Secret.
+// write writes the state into the Secret and keeps its other keys.
 func (s state) write(secret *corev1.Secret) {
 	if secret.Data == nil {
 		secret.Data = map[string][]byte{}
@@ -115,7 +115,7 @@ func (s state) write(secret *corev1.Secret) {
 	secret.Annotations[annotationSince] = s.since.UTC().Format(time.RFC3339Nano)
 }
 
-// bundle is the caBundle of the webhook configurations.
+// bundle returns the caBundle of the webhook configurations.
 func (s state) bundle() []byte {
 	var out bytes.Buffer
 	for _, ca := range s.trusted {
@@ -124,14 +124,14 @@ func (s state) bundle() []byte {
 	return out.Bytes()
 }
 
-// plan says how certificates follow one another.
+// plan determines when certificates are issued and served.
 type plan struct {
-	// name is the DNS name that API servers call.
+	// name is the DNS name of the Service.
 	name string
-	// lifetime of a certificate. The next one is made when a third is left.
+	// lifetime is that of a certificate. The next one is issued when a third is left.
 	lifetime time.Duration
-	// trustDelay is how long API servers have to learn of a CA before a certificate
-	// by it is served.
+	// trustDelay is the time from adding a CA to the caBundle to serving its
+	// certificate. Every API server has received the change by then.
 	trustDelay time.Duration
 	issue      func() (generation, error)
 }
@@ -140,16 +140,17 @@ func newPlan(name string, lifetime time.Duration) plan {
 	return plan{name: name, lifetime: lifetime, trustDelay: min(lifetime/10, 5*time.Minute), issue: func() (generation, error) {
 		crt, key, err := cert.GenerateSelfSignedCertKeyWithOptions(cert.SelfSignedCertKeyOptions{Host: name, MaxAge: lifetime + backdating})
 		if err != nil {
-			return generation{}, fmt.Errorf("making a certificate: %w", err)
+			return generation{}, fmt.Errorf("issuing a certificate: %w", err)
 		}
 		return parse(crt, key)
 	}}
 }
 
-// renewal is when the generation after one is made.
+// renewal returns the time at which the next generation is issued.
 func (p plan) renewal(g *generation) time.Time { return g.leaf.NotAfter.Add(-p.lifetime / 3) }
 
-// next is what the Secret should say now, and when to look again.
+// next returns the state that the Secret should have now, and the time of the next
+// change.
 func (p plan) next(s state, now time.Time) (_ state, again time.Time, err error) {
 	if !s.next.validFor(p.name, now) {
 		s.next = nil
@@ -158,7 +159,7 @@ func (p plan) next(s state, now time.Time) (_ state, again time.Time, err error)
 	case s.next != nil && (!s.current.validFor(p.name, now) || !now.Before(s.since.Add(p.trustDelay))):
 		s.current, s.next = s.next, nil
 	case !s.current.validFor(p.name, now):
-		// The first one. Nothing can be lost: nobody could be served.
+		// The first certificate is served immediately: no review can be lost.
 		first, err := p.issue()
 		if err != nil {
 			return s, again, err

@@ -20,19 +20,19 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 )
 
-// Source has the certificate to serve.
+// Source provides the serving certificate.
 type Source interface {
-	// GetCertificate is that of a [tls.Config].
+	// GetCertificate implements the function of the same name in a [tls.Config].
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	// Cache is what the manager given to SetupWithManager must cache.
+	// Cache returns what the manager must cache for SetupWithManager.
 	Cache() map[client.Object]cache.ByObject
 	// SetupWithManager keeps the certificate up to date while the manager runs.
 	// The client is uncached.
 	SetupWithManager(context.Context, manager.Manager, client.Client) error
 }
 
-// Files returns a source of tls.crt and tls.key in a folder, which takes up new
-// ones when they change, or an error if there are none yet.
+// Files returns a source for tls.crt and tls.key in a directory. It reloads them when
+// they change. It fails if they do not exist.
 func Files(dir string) (Source, error) {
 	watcher, err := certwatcher.New(filepath.Join(dir, corev1.TLSCertKey), filepath.Join(dir, corev1.TLSPrivateKeyKey))
 	return files{watcher}, err
@@ -46,12 +46,12 @@ func (f files) SetupWithManager(_ context.Context, mgr manager.Manager, _ client
 	return mgr.Add(f.CertWatcher)
 }
 
-// Expiry is a metric: when the certificate of a source expires, in seconds
-// since 1970. It is 0 if there is none.
+// Expiry returns a metric: the time at which the certificate of a source expires, in
+// seconds since 1970, or 0 if there is none.
 func Expiry(source Source) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "solepod_certificate_expiration_timestamp_seconds",
-		Help: "When the certificate that is served expires, in seconds since 1970.",
+		Help: "Time at which the serving certificate expires, in seconds since 1970.",
 	}, func() float64 {
 		pair, err := source.GetCertificate(nil)
 		if err != nil {
@@ -61,19 +61,18 @@ func Expiry(source Source) prometheus.Collector {
 	})
 }
 
-// Clients are those who may call, if CAFile is set: who has a certificate by
-// one of its CAs, whose common name is one of Names, unless there are none.
-// Otherwise anybody in the cluster may, as with most webhooks.
+// Clients are the clients that the webhook serves. If CAFile is set, a client needs a
+// certificate of one of its CAs, with a common name of Names, unless Names is empty.
+// Otherwise, any client is served, as by most webhooks.
 type Clients struct {
-	// CAFile is read again for each connection.
+	// CAFile is reloaded for each connection.
 	CAFile string
 	Names  []string
 }
 
-// TLS configures a server: TLS 1.3 alone, and HTTP/1.1, which is what API
-// servers speak to a Service anyway, so that their calls are spread over the
-// replicas (https://issue.k8s.io/75791); others can not wear the server out by
-// streams that they reset.
+// TLS configures a server for TLS 1.3 and HTTP/1.1 only. API servers use HTTP/1.1 for
+// Services, to spread their calls over the replicas (https://issue.k8s.io/75791).
+// Without HTTP/2, clients cannot exhaust the server with streams that they reset.
 func TLS(source Source, clients Clients) func(*tls.Config) {
 	return func(c *tls.Config) {
 		c.MinVersion = tls.VersionTLS13
@@ -82,7 +81,7 @@ func TLS(source Source, clients Clients) func(*tls.Config) {
 		if clients.CAFile == "" {
 			return
 		}
-		// Who has no certificate hears of it by HTTP, where it can be explained.
+		// A client without a certificate gets an HTTP response that explains it.
 		c.ClientAuth = tls.VerifyClientCertIfGiven
 		base := c.Clone()
 		c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -97,7 +96,7 @@ func TLS(source Source, clients Clients) func(*tls.Config) {
 	}
 }
 
-// Server has the hooks of a server answer these clients alone.
+// Server returns a server whose hooks serve these clients only.
 func (c Clients) Server(server webhook.Server) webhook.Server {
 	if c.CAFile == "" {
 		return server
@@ -118,9 +117,9 @@ func (c Clients) requireClient(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		problem := ""
 		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-			problem = "solepod answers only to API servers: no client certificate"
+			problem = "solepod serves API servers only: no client certificate"
 		} else if name := r.TLS.PeerCertificates[0].Subject.CommonName; len(c.Names) > 0 && !slices.Contains(c.Names, name) {
-			problem = fmt.Sprintf("solepod answers only to API servers: the client certificate is of %q, not of %s", name, strings.Join(c.Names, " or "))
+			problem = fmt.Sprintf("solepod serves API servers only: the client certificate is for %q, want %s", name, strings.Join(c.Names, " or "))
 		}
 		if problem == "" {
 			next.ServeHTTP(w, r)

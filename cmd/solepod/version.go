@@ -14,21 +14,20 @@ import (
 // version is set by the linker: -X main.version=v0.1.0.
 var version = "devel"
 
-// build is what a binary knows of its making.
+// build describes how a binary was built.
 type build struct {
 	Version string `json:"version"`
-	// Commit and Date, of the commit, are empty if it was not built from a
-	// checkout.
+	// Commit and Date, that of the commit, are empty if the source was no checkout.
 	Commit string `json:"commit,omitempty"`
 	Date   string `json:"date,omitempty"`
-	// Modified says that the checkout was not what the commit has.
+	// Modified is true if the checkout differed from the commit.
 	Modified bool   `json:"modified,omitempty"`
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
 
-// newBuild reads the commit from what the Go command puts into a binary. Unlike
-// linker flags, nobody can forget it, or set it to another commit.
+// newBuild reads the commit from the build information of the Go command. It cannot
+// be forgotten or wrong, as linker flags can.
 func newBuild(version string, info *debug.BuildInfo) build {
 	b := build{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info == nil {

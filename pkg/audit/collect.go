@@ -19,34 +19,28 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Source is where a scan gets its pods from.
+// Source reads the cluster to scan.
 type Source struct {
-	// Client is uncached, and knows the types of client-go's scheme.
+	// Client is uncached, and has client-go's scheme.
 	Client client.Reader
-	// Namespace is solepod's own, with its claims.
+	// Namespace is solepod's own, which contains the claims.
 	Namespace string
-	// Configuration is solepod's.
+	// Configuration is that of the installation.
 	Configuration config.Configuration
-	// Progress hears of each pod; nil for silence.
-	Progress func()
 }
 
-// Collect reads what Scan needs, page by page. It keeps about half a KiB of
-// each task pod.
+// Collect reads the cluster page by page. It keeps about half a KiB of each task pod.
 func (s Source) Collect(ctx context.Context) (Cluster, error) {
 	var c Cluster
 	keep := interner{}
 	err := metadata.Each(ctx, s.Client, &corev1.PodList{}, func(object runtime.Object) error {
 		c.Pods = append(c.Pods, keep.pod(object.(*corev1.Pod), s.Configuration.EnvironmentLabel))
-		if s.Progress != nil {
-			s.Progress()
-		}
 		return nil
 	}, client.MatchingLabels{taskpod.LabelOperator: taskpod.True})
 	if err != nil {
 		return Cluster{}, fmt.Errorf("listing task pods: %w", err)
 	}
-	// After the pods: whose pod was there is in no new claim only if it is gone.
+	// After the pods: a pod that is in no claim then was deleted meanwhile.
 	c.Claims = []Claim{}
 	err = metadata.Each(ctx, s.Client, &coordinationv1.LeaseList{}, func(object runtime.Object) error {
 		lease := object.(*coordinationv1.Lease)
@@ -63,7 +57,8 @@ func (s Source) Collect(ctx context.Context) (Cluster, error) {
 	return c, nil
 }
 
-// environments are all that anything names but pods.
+// environments returns the environments of labels and of the configuration, without
+// those of pods.
 func (s Source) environments(ctx context.Context) (map[string]bool, error) {
 	label := s.Configuration.EnvironmentLabel
 	known := map[string]bool{}
@@ -82,8 +77,8 @@ func (s Source) environments(ctx context.Context) (map[string]bool, error) {
 	return known, nil
 }
 
-// interner keeps one copy of equal strings: most labels of the pods of a DAG
-// are the same.
+// interner keeps one copy of equal strings. Most labels of the pods of a DAG are
+// equal.
 type interner map[string]string
 
 func (i interner) one(s string) string {
@@ -94,7 +89,7 @@ func (i interner) one(s string) string {
 	return s
 }
 
-// pod is what is kept of a pod: of its labels those that matter.
+// pod returns the part of a pod that Scan needs.
 func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
 	p := Pod{Pod: taskpod.FromMeta(object, object.Status.Phase), ResourceVersion: object.ResourceVersion, Ended: ended(object)}
 	_, p.Retired = object.Annotations[retire.Annotation]
@@ -109,8 +104,8 @@ func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
 	return p
 }
 
-// ended is when the last container of a finished pod ended, or, of a pod whose
-// containers nobody has seen end, when it was last heard of.
+// ended returns the time at which the last container of a finished pod ended. If no
+// container has one, it is the time of the last change of the pod's conditions.
 func ended(pod *corev1.Pod) time.Time {
 	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
 		return time.Time{}

@@ -10,8 +10,8 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
-// Controller reclaims what is left over, again and again, on the leader. It is
-// a manager.Runnable and a prometheus.Collector.
+// Controller reclaims leftovers periodically, on the leader. It implements
+// manager.Runnable and prometheus.Collector.
 type Controller struct {
 	source    Source
 	options   Options
@@ -19,12 +19,11 @@ type Controller struct {
 	reclaimed *prometheus.CounterVec
 }
 
-// NewController returns a Controller that has not started. Its Client and
-// Limiter are those of r.
+// NewController returns a Controller that uses the Client and the Limiter of r.
 func NewController(s Source, o Options, r Reclaimer) *Controller {
 	return &Controller{s, o, r, prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "solepod_pods_reclaimed_total",
-		Help: "Pods that were left over, by the reason for which they were removed, and by the outcome: Reclaimed, Changed (left alone) or Failed.",
+		Help: "Leftover pods by reason and by outcome: Reclaimed, Changed (skipped) or Failed.",
 	}, []string{"reason", "outcome"})}
 }
 
@@ -34,8 +33,7 @@ func (c *Controller) Describe(ch chan<- *prometheus.Desc) { c.reclaimed.Describe
 // Collect implements prometheus.Collector.
 func (c *Controller) Collect(ch chan<- prometheus.Metric) { c.reclaimed.Collect(ch) }
 
-// rescan is how often the pods of a cluster are listed for leftovers, unless
-// these are to be younger.
+// rescan is the maximum time between two scans.
 const rescan = 5 * time.Minute
 
 // Start implements manager.Runnable.
@@ -44,7 +42,7 @@ func (c *Controller) Start(ctx context.Context) error {
 	every := min(rescan, max(c.options.OlderThan/2, time.Second))
 	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
 		if err := c.once(ctrllog.IntoContext(ctx, log)); err != nil && ctx.Err() == nil {
-			log.Error(err, "Could not reclaim")
+			log.Error(err, "Cannot reclaim")
 		}
 	}, every, 0.1, false)
 	return nil
@@ -62,8 +60,8 @@ func (c *Controller) once(ctx context.Context) error {
 	reclaimer.Done = func(r Result) {
 		c.reclaimed.WithLabelValues(string(r.Reason), string(r.Outcome)).Inc()
 		values := []any{"namespace", r.Namespace, "pod", r.Name, "podUID", r.UID, "environment", r.Environment, "reason", r.Reason, "detail", r.Detail, "outcome", r.Outcome}
-		if r.Outcome == Failed {
-			ctrllog.FromContext(ctx).Error(fmt.Errorf("%s", r.Error), "Could not reclaim", values...)
+		if r.Outcome == outcomeFailed {
+			ctrllog.FromContext(ctx).Error(fmt.Errorf("%s", r.Error), "Cannot reclaim", values...)
 		} else {
 			ctrllog.FromContext(ctx).Info("Reclaimed", values...)
 		}

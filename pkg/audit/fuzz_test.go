@@ -81,7 +81,7 @@ func FuzzScan(f *testing.F) {
 	})
 }
 
-// podOf reads a pod from its line: a name, labels, and what is the matter.
+// podOf reads a pod from its line: a name, labels and its state.
 func podOf(line string, age int) Pod {
 	name, words, _ := strings.Cut(line, " ")
 	p := pod(name, func(p *Pod) {

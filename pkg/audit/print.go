@@ -8,22 +8,24 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"k8s.io/apimachinery/pkg/util/duration"
 )
 
-// few is how many rows of each kind Table shows.
+// few is the number of rows of each kind that Table prints.
 const few = 10
 
-// Table prints a report for people, on about one screen.
+// Table prints a report on about one screen.
 func Table(w io.Writer, r Report) error { return r.print(w, few) }
 
-// Wide prints a report for people, and all of it.
+// Wide prints all of a report.
 func Wide(w io.Writer, r Report) error { return r.print(w, 0) }
 
-// print prints a report; most is how many rows of each kind, 0 for all.
+// print prints a report with at most most rows of each kind; 0 for all.
 func (r *Report) print(w io.Writer, most int) error {
 	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), most}
-	p.line("%d task pods, %d collisions, %d leftovers, %d orphans", r.Pods, len(r.Collisions), len(r.Leftovers), len(r.Orphans))
+	p.line("%s, %s, %s, %s", english.Plural(r.Pods, "task pod", ""), english.Plural(len(r.Collisions), "collision", ""),
+		english.Plural(len(r.Leftovers), "leftover", ""), english.Plural(len(r.Orphans), "orphan", ""))
 	if len(r.Environments) > 0 {
 		p.section("ENVIRONMENT", "LIVE", "FINISHED", "DECLARED", "COLLISIONS", "LEFTOVERS", "ORPHANS")
 		for _, e := range r.Environments {
@@ -44,7 +46,7 @@ func (r *Report) print(w io.Writer, most int) error {
 	p.findings("LEFTOVER", "leftovers", r.Time, r.Leftovers)
 	p.findings("ORPHAN", "orphans", r.Time, r.Orphans)
 	if len(r.PodsWithoutClaims) > 0 {
-		p.line("\nPODS WITHOUT CLAIM: the leader has not adopted them")
+		p.line("\nPODS WITHOUT CLAIM: the leader has not added them to a claim")
 		p.pods("", r.Time, r.PodsWithoutClaims)
 	}
 	p.list("CLAIM WITHOUT POD", "claims without pods", r.ClaimsWithoutPods)
@@ -56,10 +58,10 @@ func (r *Report) print(w io.Writer, most int) error {
 		}
 	}
 	if len(undeclared) > 0 {
-		p.line("\nNo pod of %s declares its environment: a task that runs in two of them at once is denied in one.", strings.Join(undeclared, ", "))
+		p.line("\nNo pod of %s declares its environment: solepod denies a task that runs in two of these environments at the same time.", strings.Join(undeclared, ", "))
 	}
 	if !r.Found() {
-		p.line("\nNothing is the matter.")
+		p.line("\nNo problems found.")
 	}
 	return p.Flush()
 }
@@ -80,7 +82,7 @@ type printer struct {
 }
 
 func (p printer) line(format string, args ...any) {
-	// Lines without tabs end the columns above them.
+	// A line without tabs ends the columns above it.
 	fmt.Fprintf(p, format+"\n", args...)
 }
 
@@ -97,7 +99,7 @@ func (p printer) row(cells ...any) {
 	fmt.Fprintln(p, strings.Join(texts, "\t"))
 }
 
-// enough tells of what is left out, when enough has been shown.
+// enough reports whether most rows were printed, and prints how many more there are.
 func (p printer) enough(shown, of int, what string) bool {
 	if p.most == 0 || shown < p.most {
 		return false
@@ -155,7 +157,7 @@ func yesNo(b bool) string {
 
 func age(now, then time.Time) string { return duration.HumanDuration(now.Sub(then)) }
 
-// ResultsTable prints results for people, with a summary.
+// ResultsTable prints results with a summary.
 func ResultsTable(w io.Writer, all Results) error {
 	results := all.Pods
 	p := printer{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0), 0}
@@ -170,10 +172,10 @@ func ResultsTable(w io.Writer, all Results) error {
 	switch {
 	case len(results) == 0:
 		p.line("There is nothing to reclaim.")
-	case counts[Planned] > 0:
-		p.line("\n%d pods would be reclaimed. Nothing has been done; --yes does it.", counts[Planned])
+	case counts[outcomePlanned] > 0:
+		p.line("\n%s would be reclaimed. This was a dry run; add --yes to reclaim.", english.Plural(counts[outcomePlanned], "pod", ""))
 	default:
-		p.line("\n%d pods: reclaimed %d, changed %d, failed %d", len(results), counts[Reclaimed], counts[Changed], counts[Failed])
+		p.line("\n%s: reclaimed %d, changed %d, failed %d", english.Plural(len(results), "pod", ""), counts[outcomeReclaimed], counts[outcomeChanged], counts[outcomeFailed])
 	}
 	return p.Flush()
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/solepod/solepod/pkg/retire"
 )
 
-// Asked is the reason for what somebody asked to be removed by its name.
-const Asked Reason = "Asked"
+// reasonNamed is the reason for a pod that was named.
+const reasonNamed Reason = "Named"
 
-// Reclaimable are the findings that are removed without being asked for by name.
+// Reclaimable returns the findings that are removed even if they are not named.
 func (r *Report) Reclaimable() []Finding {
 	var out []Finding
 	for _, f := range slices.Concat(r.Leftovers, r.Orphans) {
@@ -28,15 +28,15 @@ func (r *Report) Reclaimable() []Finding {
 	return out
 }
 
-// Named are the task pods of these names, live ones too. It fails if one of
-// them is not there, or no task pod.
+// Named returns findings for the task pods with these names, including live ones. It
+// fails if one of them does not exist or is no task pod.
 func (c Cluster) Named(names []types.NamespacedName, o Options) ([]Finding, error) {
 	found := map[types.NamespacedName]Finding{}
 	for i := range c.Pods {
 		p := &c.Pods[i]
 		key := types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 		if p.Guarded() && slices.Contains(names, key) {
-			found[key] = Finding{Ref: o.ref(p), Reason: Asked, Detail: "it was asked for by its name", pod: p}
+			found[key] = Finding{Ref: o.ref(p), Reason: reasonNamed, Detail: "named on the command line", pod: p}
 		}
 	}
 	var out []Finding
@@ -52,22 +52,22 @@ func (c Cluster) Named(names []types.NamespacedName, o Options) ([]Finding, erro
 	return out, errors.Join(errs...)
 }
 
-// Outcome is what has become of a finding.
+// Outcome is the outcome of a reclaim for one pod.
 type Outcome string
 
 // The values of Outcome.
 const (
-	// Planned: it would be removed.
-	Planned Outcome = "Planned"
-	// Reclaimed: it is marked as checked and deleted.
-	Reclaimed Outcome = "Reclaimed"
-	// Changed: it is gone, or has changed since the scan, and was left alone.
-	Changed Outcome = "Changed"
-	// Failed: the API server has refused it.
-	Failed Outcome = "Failed"
+	// outcomePlanned: a dry run, the pod would be removed.
+	outcomePlanned Outcome = "Planned"
+	// outcomeReclaimed: the pod was marked as checked and deleted.
+	outcomeReclaimed Outcome = "Reclaimed"
+	// outcomeChanged: the pod was deleted or has changed since the scan, and was skipped.
+	outcomeChanged Outcome = "Changed"
+	// outcomeFailed: the API server returned an error.
+	outcomeFailed Outcome = "Failed"
 )
 
-// Result is a finding and what has become of it.
+// Result is a finding and the outcome for it.
 type Result struct {
 	Finding
 
@@ -82,43 +82,42 @@ type Results struct {
 
 // Failed reports whether a pod could not be removed.
 func (r Results) Failed() bool {
-	return slices.ContainsFunc(r.Pods, func(r Result) bool { return r.Outcome == Failed })
+	return slices.ContainsFunc(r.Pods, func(r Result) bool { return r.Outcome == outcomeFailed })
 }
 
-// Reclaimer removes what a scan has found.
+// Reclaimer removes pods that a scan has found.
 type Reclaimer struct {
 	// Client is nil for a dry run.
 	Client client.Writer
-	// Limiter bounds how many pods are removed in a second.
+	// Limiter limits the rate of removals.
 	Limiter flowcontrol.RateLimiter
-	// Done hears of each result; nil for silence.
+	// Done is called with each result, unless it is nil.
 	Done func(Result)
 }
 
-// Reclaim marks the pods as checked and deletes them, one after another, each
-// only if it is what it was when it was scanned. It can be interrupted at any
-// time, and done again: what is marked and not deleted is found by the next
-// scan. The error is that of ctx.
+// Reclaim marks the pods as checked and deletes them one by one. It skips pods that
+// have changed since the scan. It can be interrupted at any time and repeated: the
+// next scan finds pods that are marked and not deleted. The error is that of ctx.
 func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) (Results, error) {
 	results := Results{Pods: []Result{}}
 	for _, f := range findings {
-		result := Result{Finding: f, Outcome: Planned}
+		result := Result{Finding: f, Outcome: outcomePlanned}
 		if r.Client != nil {
 			if err := r.Limiter.Wait(ctx); err != nil {
 				return results, err
 			}
 			version := f.pod.ResourceVersion
 			if !f.pod.Finished() {
-				version = "" // live pods change all the time
+				version = "" // live pods change often
 			}
 			err := retire.Pod(ctx, r.Client, f.pod.Pod, version, "reclaimed: "+string(f.Reason))
 			switch {
 			case err == nil:
-				result.Outcome = Reclaimed
+				result.Outcome = outcomeReclaimed
 			case errors.Is(err, retire.ErrChanged):
-				result.Outcome = Changed
+				result.Outcome = outcomeChanged
 			default:
-				result.Outcome, result.Error = Failed, err.Error()
+				result.Outcome, result.Error = outcomeFailed, err.Error()
 			}
 		}
 		results.Pods = append(results.Pods, result)
@@ -129,6 +128,6 @@ func (r Reclaimer) Reclaim(ctx context.Context, findings []Finding) (Results, er
 	return results, ctx.Err()
 }
 
-// LeftoverAge is for how long a finished pod is Airflow's own business, unless
-// somebody knows better: as long as it may look for it.
+// LeftoverAge is the default time since a pod ended for it to be a leftover. Within
+// this time, Airflow may still read the pod.
 const LeftoverAge = time.Hour

@@ -1,7 +1,6 @@
-// Package audit tells what is the matter with the task pods in a cluster now:
-// which of them Airflow can not tell apart, which were left behind, and which
-// of those can be removed. Scan is pure; Collect reads the cluster, and Reclaim
-// removes what is safe to remove.
+// Package audit finds problems with the task pods of a cluster: collisions, leftovers
+// and orphans. Collect reads the cluster, Scan is pure and returns a Report, and
+// Reclaim removes the pods that are safe to remove.
 package audit
 
 import (
@@ -29,76 +28,75 @@ type Ref struct {
 	MapIndex string `json:"mapIndex,omitempty"`
 }
 
-// Collision is a set of pods of which an Airflow finds several when it looks
-// for one.
+// Collision is a set of pods that one selector of Airflow matches.
 type Collision struct {
 	Namespace string `json:"namespace"`
 	DAG       string `json:"dag"`
 	Task      string `json:"task"`
 	Run       string `json:"run"`
 	MapIndex  string `json:"mapIndex,omitempty"`
-	// Pods are the oldest first.
+	// Pods are sorted by age, the oldest first.
 	Pods []Ref `json:"pods"`
-	// Environments are those of the pods, "" for unknown.
+	// Environments are those of the pods, "" for none.
 	Environments []string `json:"environments"`
-	// Consequences say what Airflow's operator will do.
+	// Consequences are what Airflow's operator will do.
 	Consequences []Consequence `json:"consequences"`
 }
 
-// Consequence is what the operator of some providers does.
+// Consequence is what the operator of some versions of the provider will do.
 type Consequence struct {
 	// Providers are versions of apache-airflow-providers-cncf-kubernetes.
 	Providers string `json:"providers"`
 	Effect    string `json:"effect"`
 }
 
-// Finding is a pod that should not be there, and why.
+// Finding is a leftover or an orphan.
 type Finding struct {
 	Ref
 	Reason Reason `json:"reason"`
-	// Detail is the reason in words.
+	// Detail explains the reason.
 	Detail string `json:"detail"`
-	// Safe says that reclaim removes it without being asked by name.
+	// Safe is true if solepod reclaim removes the pod even if it is not named.
 	Safe bool `json:"safe"`
 
 	pod *Pod
 }
 
-// Reason says why a pod should not be there.
+// Reason is the reason of a finding.
 type Reason string
 
 // The values of Reason.
 const (
-	// Leftover: it has ended, and Airflow has not looked at it since.
-	Leftover Reason = "Leftover"
-	// SupersededTry: the same environment has a pod of a later try.
-	SupersededTry Reason = "SupersededTry"
-	// UnknownEnvironment: no namespace, ServiceAccount or configuration names
-	// its environment any more.
-	UnknownEnvironment Reason = "UnknownEnvironment"
+	// reasonLeftover: the pod has ended, and Airflow has not checked it.
+	reasonLeftover Reason = "Leftover"
+	// reasonSupersededTry: the same environment has a pod of a later try.
+	reasonSupersededTry Reason = "SupersededTry"
+	// reasonUnknownEnvironment: no namespace, ServiceAccount or configuration has the
+	// environment of the pod.
+	reasonUnknownEnvironment Reason = "UnknownEnvironment"
 )
 
-// Environment sums up the pods of one.
+// Environment counts the pods of an environment.
 type Environment struct {
-	// Name is "" for the pods of none.
+	// Name is "" for pods without an environment.
 	Name     string `json:"name"`
 	Live     int    `json:"live"`
 	Finished int    `json:"finished"`
 	Declared int    `json:"declared"`
 	Stamped  int    `json:"stamped"`
-	// Collisions, Leftovers and Orphans are those that its pods take part in.
+	// Collisions, Leftovers and Orphans are those with pods of the environment.
 	Collisions int `json:"collisions"`
 	Leftovers  int `json:"leftovers"`
 	Orphans    int `json:"orphans"`
 }
 
-// Undeclared says that no pod of the environment declares it, so that none of
-// its tasks can run beside another environment's.
+// Undeclared reports whether the environment has pods and none declares it. None of
+// its tasks can then run at the same time as in another environment.
 func (e Environment) Undeclared() bool {
 	return e.Name != "" && e.Declared == 0 && e.Live+e.Finished > 0
 }
 
-// Report is what a scan has found.
+// Report is the result of a scan.
 type Report struct {
 	Time         time.Time     `json:"time"`
 	Pods         int           `json:"pods"`
@@ -107,16 +105,16 @@ type Report struct {
 	// Leftovers have ended; Orphans are live.
 	Leftovers []Finding `json:"leftovers"`
 	Orphans   []Finding `json:"orphans"`
-	// ClaimsWithoutPods and PodsWithoutClaims are what the leader mends within
-	// a minute; nil where solepod is not installed.
+	// ClaimsWithoutPods and PodsWithoutClaims are normally repaired by the leader
+	// within a minute. They are nil if solepod is not installed.
 	ClaimsWithoutPods []string `json:"claimsWithoutPods,omitempty"`
 	PodsWithoutClaims []Ref    `json:"podsWithoutClaims,omitempty"`
 	UnreadableClaims  []string `json:"unreadableClaims,omitempty"`
-	// InFlight are pods that were admitted and are not there yet.
+	// InFlight are pods that were admitted and do not exist yet.
 	InFlight []PendingPod `json:"inFlight,omitempty"`
 }
 
-// PendingPod is a pod that was admitted and is not there yet.
+// PendingPod is a pod that was admitted and does not exist yet.
 type PendingPod struct {
 	Claim       string    `json:"claim"`
 	Namespace   string    `json:"namespace"`
@@ -125,7 +123,7 @@ type PendingPod struct {
 	ClaimedAt   time.Time `json:"claimedAt"`
 }
 
-// Found tells whether there is anything that somebody should look at.
+// Found reports whether the scan has found a problem.
 func (r *Report) Found() bool {
 	return len(r.Collisions)+len(r.Leftovers)+len(r.Orphans)+len(r.ClaimsWithoutPods)+len(r.PodsWithoutClaims)+len(r.UnreadableClaims) > 0
 }

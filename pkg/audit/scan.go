@@ -21,41 +21,42 @@ import (
 type Options struct {
 	// Settings are those of the installation.
 	Settings policy.Settings
-	// Namespaces and Environments are the only ones reported on; empty for all.
+	// Namespaces and Environments limit the report; empty for all.
 	Namespaces, Environments []string
-	// OlderThan is how long ago a pod must have ended to be a leftover: Airflow
-	// needs a moment to look at it, and to mark it.
+	// OlderThan is the minimum time since a pod ended for it to be a leftover. Airflow
+	// needs some time to read the pod and mark it as checked.
 	OlderThan time.Duration
-	// Now is the time from which ages are counted.
+	// Now is the time that ages refer to.
 	Now time.Time
 }
 
-// Pod is a task pod, with what metadata alone do not tell.
+// Pod is a task pod, with what its metadata does not contain.
 type Pod struct {
 	taskpod.Pod
 	// Ended is when the last container ended; zero for a live pod.
 	Ended time.Time
-	// Retired is true for a pod that solepod has begun to remove.
+	// Retired is true for a pod that solepod has marked and not deleted yet.
 	Retired bool
-	// ResourceVersion is the pod's when it was read.
+	// ResourceVersion is that of the pod when it was read.
 	ResourceVersion string
 }
 
-// Claim is one, as it is read.
+// Claim is a claim in the cluster.
 type Claim struct {
 	Name     string
 	Identity taskpod.Identity
 	Holders  []claim.Holder
-	// Unreadable is true for one that solepod can not read.
+	// Unreadable is true if solepod cannot read the claim.
 	Unreadable bool
 }
 
-// Cluster is what is scanned.
+// Cluster is the part of a cluster that Scan reads.
 type Cluster struct {
 	Pods []Pod
-	// Claims is nil where solepod is not installed.
+	// Claims is nil if solepod is not installed.
 	Claims []Claim
-	// Environments are the environments that labels or the configuration name.
+	// Environments are those in labels of namespaces and ServiceAccounts, and in the
+	// configuration.
 	Environments map[string]bool
 }
 
@@ -116,8 +117,7 @@ func Scan(c Cluster, o Options) Report {
 	return r
 }
 
-// byTask orders pods by their task, those without a map index first, and those
-// of the same task by their age.
+// byTask sorts pods by task, those without a map index first, and then by age.
 func byTask(a, b *Pod) int {
 	x, _ := a.Identity()
 	y, _ := b.Identity()
@@ -140,7 +140,7 @@ func compareMapped(x, y taskpod.Identity) int {
 
 func byAge(a, b *Pod) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name)) }
 
-// chunks are the sections of sorted pods that have the same key.
+// chunks returns the sections of sorted pods with equal keys.
 func chunks(pods []*Pod, key func(taskpod.Identity) taskpod.Identity) iter.Seq[[]*Pod] {
 	return func(yield func([]*Pod) bool) {
 		for len(pods) > 0 {
@@ -199,9 +199,8 @@ func (o Options) ref(p *Pod) Ref {
 	return ref
 }
 
-// collisions are the sets of pods that the Airflow of a live one finds when it
-// looks for it, among the pods of a task, mapped or not. To Airflow it makes no
-// difference that a pod has ended.
+// collisions returns the collisions among the pods of a task, mapped or not. Each has
+// a live pod whose selector matches all its pods. Selectors match finished pods, too.
 func collisions(family []*Pod, o Options) []Collision {
 	var out []Collision
 	grouped := map[*Pod]bool{}
@@ -228,7 +227,7 @@ func collisions(family []*Pod, o Options) []Collision {
 	for same := range chunks(family, func(id taskpod.Identity) taskpod.Identity { return id }) {
 		candidates := same
 		if id, _ := same[0].Identity(); !id.Mapped {
-			candidates = family // the unmapped, which come first, find all
+			candidates = family // an unmapped pod, which comes first, matches all
 		}
 		if len(candidates) < 2 {
 			continue
@@ -255,34 +254,34 @@ func (o Options) collision(of *Pod, found []*Pod) Collision {
 	return c
 }
 
-// consequences are read off the provider's source, version by version; those of
-// the table in README.md were seen with the real ones.
+// consequences returns what each version of the provider will do. Most is from the
+// source of the provider. The table in README.md is from runs of the real provider.
 func consequences(pods []*Pod) []Consequence {
 	newest, older := pods[len(pods)-1].Name, "the others"
 	if len(pods) == 2 {
 		older = pods[0].Name
 	}
-	const crash = "the task that looks for its pod crashes (More than one pod running with labels), and its pod stays behind"
+	const crash = "the task crashes when it searches for its pod (More than one pod running with labels), and its pod remains"
 	return []Consequence{
 		{"3.0.0 to 8.3.0", crash},
 		{"8.3.1 and newer, reattach_on_restart=True", crash},
-		{"8.3.1 and newer, reattach_on_restart=False", fmt.Sprintf("the task that looks takes %s for its pod, and marks and deletes %s", newest, older)},
+		{"8.3.1 and newer, reattach_on_restart=False", fmt.Sprintf("the task uses %s as its pod, and marks and deletes %s", newest, older)},
 	}
 }
 
-// find says whether a pod should not be there, beside those of the same task.
+// find reports whether a pod is a leftover or an orphan among the pods of its task.
 func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool) {
 	label := o.Settings.EnvironmentLabel
 	f := Finding{Ref: o.ref(p), pod: p}
 	if p.Deleting {
-		return f, false // it goes
+		return f, false
 	}
 	if p.Checked() && !p.Retired {
-		return f, false // Airflow is done with it, and has kept it on purpose
+		return f, false // Airflow has finished with it, and keeps it on purpose
 	}
 	if later, superseded := laterTry(p, same, label); superseded {
-		f.Reason, f.Safe = SupersededTry, p.Finished()
-		f.Detail = fmt.Sprintf("%s is of try %s", later.Name, later.Labels[taskpod.LabelTry])
+		f.Reason, f.Safe = reasonSupersededTry, p.Finished()
+		f.Detail = fmt.Sprintf("%s has try %s", later.Name, later.Labels[taskpod.LabelTry])
 		return f, true
 	}
 	if p.Finished() {
@@ -290,19 +289,19 @@ func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool)
 		if ago < o.OlderThan {
 			return f, false
 		}
-		f.Reason, f.Safe = Leftover, true
-		f.Detail = fmt.Sprintf("it ended %s ago, and Airflow has not marked it as checked", duration.HumanDuration(ago))
+		f.Reason, f.Safe = reasonLeftover, true
+		f.Detail = fmt.Sprintf("ended %s ago, and Airflow has not marked it as checked", duration.HumanDuration(ago))
 		return f, true
 	}
 	if environment := p.Environment(label); environment != "" && known != nil && !known[environment] {
-		f.Reason, f.Detail = UnknownEnvironment, fmt.Sprintf("nothing names the environment %s any more", environment)
+		f.Reason, f.Detail = reasonUnknownEnvironment, fmt.Sprintf("environment %s no longer exists", environment)
 		return f, true
 	}
 	return f, false
 }
 
-// laterTry is the pod of the latest try of the same task and environment, if
-// that is another one.
+// laterTry returns the pod of the latest try of the same task and environment. found
+// is false if that is p.
 func laterTry(p *Pod, same []*Pod, label string) (*Pod, bool) {
 	best, found := p, false
 	for _, x := range same {
@@ -317,8 +316,7 @@ func laterTry(p *Pod, same []*Pod, label string) (*Pod, bool) {
 	return best, found
 }
 
-// claims compares claims and pods. Of what is younger than a claim may be in
-// flight, nothing can be said.
+// claims compares claims and pods. It ignores claims and pods that may be in flight.
 func (r *Report) claims(c Cluster, o Options) {
 	pods, held := map[types.UID]bool{}, map[types.UID]bool{}
 	for _, p := range c.Pods {
@@ -329,18 +327,18 @@ func (r *Report) claims(c Cluster, o Options) {
 			r.UnreadableClaims = append(r.UnreadableClaims, claimed.Name)
 			continue
 		}
-		there := false
+		exists := false
 		for _, h := range claimed.Holders {
 			held[h.UID] = true
 			young := o.Now.Sub(h.ClaimedAt.Time) < claimsSettleAfter
-			there = there || pods[h.UID] || young
+			exists = exists || pods[h.UID] || young
 			if young && !pods[h.UID] && !h.Family && wants(claimed.Identity.Namespace, o.Namespaces) && wants(h.Environment, o.Environments) {
 				r.InFlight = append(r.InFlight, PendingPod{
 					Claim: claimed.Name, Namespace: claimed.Identity.Namespace, Pod: h.Pod, Environment: h.Environment, ClaimedAt: h.ClaimedAt.Time,
 				})
 			}
 		}
-		if !there && wants(claimed.Identity.Namespace, o.Namespaces) && len(o.Environments) == 0 {
+		if !exists && wants(claimed.Identity.Namespace, o.Namespaces) && len(o.Environments) == 0 {
 			r.ClaimsWithoutPods = append(r.ClaimsWithoutPods, claimed.Name)
 		}
 	}
@@ -352,8 +350,8 @@ func (r *Report) claims(c Cluster, o Options) {
 	}
 }
 
-// claimsSettleAfter is after which time the leader has dropped a claim without a pod, and
-// written one for a pod without.
+// claimsSettleAfter is the time in which the leader deletes a claim without a pod, and
+// creates one for a pod without a claim.
 const claimsSettleAfter = 2 * claim.GracePeriod
 
 func (r *Report) sort() {

@@ -1,7 +1,6 @@
-// Package check finds out what is wrong with an installation of solepod, and
-// says how to mend it. Checks are data: what each says, where its cure is
-// described, and the function that looks. Nothing is changed; the one create is
-// a dry run.
+// Package check diagnoses an installation of solepod. Checks are data: a
+// description, a cure and a function. They change nothing; they create pods as a dry
+// run only.
 package check
 
 import (
@@ -19,41 +18,41 @@ type Status string
 // The values of Status.
 const (
 	OK      Status = "ok"
-	Warning Status = "warning" // it works, but not for long, or not for all
+	Warning Status = "warning" // it works, but not in all cases, or not for long
 	Failed  Status = "failed"
-	Skipped Status = "skipped" // there is nothing to look at
+	Skipped Status = "skipped" // the check does not apply
 )
 
-// Result is what a check has found.
+// Result is the result of a check.
 type Result struct {
 	Category string `json:"category"`
 	// Name is the anchor of the check in docs/check.md.
 	Name        string `json:"name"`
 	Description string `json:"description"`
 	Status      Status `json:"status"`
-	// Detail is what was found, in one line.
+	// Detail is the finding, in one line.
 	Detail string `json:"detail,omitempty"`
-	// Cure says how to mend it, and Docs is where to read more. They are empty
-	// where nothing is to be mended.
+	// Cure is what to do, and Docs is the address of the check's section in the
+	// documentation. Both are empty unless the status is Warning or Failed.
 	Cure string `json:"cure,omitempty"`
 	Docs string `json:"docs,omitempty"`
 }
 
-// Installation is what is checked.
+// Installation is the installation to check.
 type Installation struct {
-	// Client is an administrator's, uncached.
+	// Client is uncached, and has the permissions of an administrator.
 	Client client.Client
-	// KubernetesVersion asks the API server for its version.
+	// KubernetesVersion returns the version of the API server.
 	KubernetesVersion func() (string, error)
 	// Namespace is where solepod is installed.
 	Namespace string
-	// Version is that of this program.
+	// Version is the version of this program.
 	Version string
-	// Now is the time to compare certificates and Leases with.
+	// Now returns the time that certificates and Leases are compared with.
 	Now func() time.Time
 }
 
-// finding is a result without what the check says anyway.
+// finding is the part of a Result that depends on the installation.
 type finding struct {
 	status Status
 	detail string
@@ -68,8 +67,8 @@ func skipped(format string, args ...any) finding {
 	return finding{Skipped, fmt.Sprintf(format, args...)}
 }
 
-// check is one. An error of run is of the check itself: what it looks at could
-// not be read.
+// check is a check. run returns an error if the check itself has failed, for example
+// because an object could not be read.
 type check struct {
 	category, name, description string
 	cure                        string
@@ -78,7 +77,7 @@ type check struct {
 
 const docs = "https://github.com/solepod/solepod/blob/main/docs/check.md#"
 
-// checks are in the order in which one fault explains the next.
+// checks are sorted so that a fault comes before the faults that it causes.
 func checks(scan func() (scan, error)) []check {
 	const (
 		cluster      = "Cluster"
@@ -87,49 +86,49 @@ func checks(scan func() (scan, error)) []check {
 		certificates = "Certificates"
 		environments = "Environments"
 		operation    = "Operation"
-		upgrade      = "Install the chart, or install.yaml, of this version again."
+		upgrade      = "Install the chart or install.yaml of this version again."
 	)
 	return []check{
-		{cluster, "kubernetes", "the API server answers, and is of a version that solepod is tested with",
-			"Set --kubeconfig or KUBECONFIG to a cluster of Kubernetes 1.34 or newer.", (*Installation).kubernetes},
-		{deployment, "deployment", "solepod is installed, in the version of this program",
-			"Install the chart (docs/install.md), give --namespace if it is elsewhere, or use the solepod of its version.", (*Installation).deployment},
+		{cluster, "kubernetes", "the API server responds, and solepod is tested with its version",
+			"Use a cluster with Kubernetes 1.34 or newer: set --kubeconfig, --context or KUBECONFIG.", (*Installation).kubernetes},
+		{deployment, "deployment", "solepod is installed, with the version of this program",
+			"Install the chart (docs/install.md). If it is in another namespace, set --system-namespace. If it has another version, use the solepod command of that version.", (*Installation).deployment},
 		{deployment, "replicas", "all replicas are ready, and there is more than one",
-			"See why with: kubectl describe pods and kubectl logs, of the label app.kubernetes.io/name=solepod. For more of them, set replicas.", (*Installation).replicas},
+			"Read kubectl describe pods and kubectl logs with -l app.kubernetes.io/name=solepod. To run more replicas, set the chart value replicas.", (*Installation).replicas},
 		{deployment, "spread", "the replicas run on different nodes",
-			"Make room on another node, then: kubectl rollout restart deployment solepod.", (*Installation).spread},
-		{deployment, "configuration", "the configuration can be read, and denies",
-			"Correct the field in the values of the chart (config). Enforcement Warn and Audit deny nothing, which is meant for the time of introduction.", (*Installation).configuration},
-		{deployment, "rbac", "solepod may do what it must",
+			"Free resources on another node, then run: kubectl rollout restart deployment solepod.", (*Installation).spread},
+		{deployment, "configuration", "the configuration is valid, and enforcement is Deny",
+			"Correct the field in the chart value config. With enforcement Warn or Audit, solepod denies nothing. Use them during the introduction only.", (*Installation).configuration},
+		{deployment, "rbac", "solepod has the permissions that it needs",
 			upgrade, configured((*Installation).rbac)},
-		{hooks, "webhooks", "both webhook configurations are there, as this version ships them",
-			upgrade + " Do not edit them by hand.", configured((*Installation).webhooks)},
-		{hooks, "failure-policy", "task pods are denied, not let through, when no replica answers",
-			"Set failurePolicy to Fail, once solepod has proved itself.", (*Installation).failurePolicy},
-		{hooks, "endpoints", "the Service has endpoints that are ready",
-			"See the check of the replicas; the Service must select app.kubernetes.io/name=solepod.", (*Installation).endpoints},
+		{hooks, "webhooks", "both webhook configurations exist, and are those of this version",
+			upgrade + " Do not edit the webhook configurations.", configured((*Installation).webhooks)},
+		{hooks, "failure-policy", "task pods are denied, not admitted, if no replica responds",
+			"Set the chart value failurePolicy to Fail after the introduction.", (*Installation).failurePolicy},
+		{hooks, "endpoints", "the Service has ready endpoints",
+			"See the check replicas. The Service must select app.kubernetes.io/name=solepod.", (*Installation).endpoints},
 		{certificates, "certificate", "the serving certificate is valid for more than a quarter of its life",
-			"SelfSigned: see the leader's log for \"certificates\". CertManager: see kubectl describe certificate. Provided: put a new one into the Secret.", (*Installation).certificate},
+			"SelfSigned: search the log of the leader for \"certificates\". CertManager: read kubectl describe certificate. Provided: put a new certificate into the Secret.", (*Installation).certificate},
 		{certificates, "ca-bundle", "the caBundle of each webhook verifies the serving certificate",
-			"SelfSigned: the leader mends it within seconds, its log tells why not. CertManager: see that its cainjector runs. Provided: set certificates.caBundle.", (*Installation).caBundle},
+			"SelfSigned: the leader repairs it within seconds; otherwise, its log has the cause. CertManager: check that its cainjector runs. Provided: set the chart value certificates.caBundle.", (*Installation).caBundle},
 		{certificates, "cert-manager", "the Certificate of cert-manager is ready",
-			"See kubectl describe certificate solepod, and cert-manager's guide to troubleshooting.", (*Installation).certManager},
-		{environments, "labels", "environments are named by labels, without typing errors",
-			"Label the namespace, or the ServiceAccount, of each Airflow: kubectl label namespace NAMESPACE airflow-environment=NAME. Remove what is misspelt.", configured((*Installation).labels)},
-		{environments, "undeclared", "the task pods of environments declare them",
-			"Let each Airflow declare its environment by a cluster policy (docs/environments.md): only then can its tasks run beside another's.", configured(scanned(scan, undeclared))},
-		{operation, "stamp", "a task pod gets its environment (a dry run)",
-			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", configured((*Installation).stamp)},
-		{operation, "guard", "a task pod of a wrong environment is denied (a dry run)",
-			"See the checks of webhooks, endpoints and certificates; then the logs of solepod and of the API server.", configured((*Installation).guard)},
-		{operation, "leader", "a replica leads",
-			"Only the leader cleans up claims and renews certificates. See the logs of solepod for \"leader\".", (*Installation).leader},
-		{operation, "claims", "claims go away with their pods",
-			"The leader drops claims without pods; see its log for \"claim\". Claims do no harm: they count for 60 s after their last pod.", configured(scanned(scan, claims))},
+			"Read kubectl describe certificate solepod, and the troubleshooting guide of cert-manager.", (*Installation).certManager},
+		{environments, "labels", "labels name the environments, without typing errors",
+			"Label the namespace, or the ServiceAccount, of each Airflow: kubectl label namespace NAMESPACE airflow-environment=NAME. Remove misspelt labels.", configured((*Installation).labels)},
+		{environments, "undeclared", "task pods declare their environment",
+			"Let each Airflow declare its environment (docs/environments.md). Only then can its tasks run at the same time as those of another environment.", configured(scanned(scan, undeclared))},
+		{operation, "stamp", "a new task pod gets its environment (a dry run)",
+			"See the checks webhooks, endpoints and ca-bundle, then the logs of solepod and of the API server.", configured((*Installation).stamp)},
+		{operation, "guard", "a task pod with a wrong environment is denied (a dry run)",
+			"See the checks webhooks, endpoints and ca-bundle, then the logs of solepod and of the API server.", configured((*Installation).guard)},
+		{operation, "leader", "a replica is the leader",
+			"Only the leader deletes claims and renews certificates. Search the logs of solepod for \"leader\".", (*Installation).leader},
+		{operation, "claims", "claims are deleted with their pods",
+			"The leader deletes claims without pods; search its log for \"claim\". Such claims do no harm: they count for 60 s.", configured(scanned(scan, claims))},
 	}
 }
 
-// Run does all checks, one after the other.
+// Run runs all checks in sequence.
 func (i *Installation) Run(ctx context.Context) Results {
 	// Two checks share one scan, which lists all task pods. They run only with a
 	// valid configuration.
@@ -144,7 +143,7 @@ func (i *Installation) Run(ctx context.Context) Results {
 	for _, c := range checks(scan) {
 		found, err := c.run(i, ctx)
 		if err != nil {
-			found = failed("it can not be checked: %v", err)
+			found = failed("the check failed to run: %v", err)
 		}
 		r := Result{Category: c.category, Name: c.name, Description: c.description, Status: found.status, Detail: found.detail}
 		if r.Status == Warning || r.Status == Failed {

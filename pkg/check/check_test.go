@@ -25,8 +25,8 @@ import (
 // outcome is the status and the detail of each check, by its name.
 type outcome map[string]Result
 
-// outcomeOf also sees to it that what is red, and only that, has a cure and a
-// link to a section of docs/check.md.
+// outcomeOf also checks that each problem, and nothing else, has a cure and a link to
+// a section of docs/check.md.
 func outcomeOf(t *testing.T, results []Result) outcome {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join("..", "..", "docs", "check.md"))
@@ -248,7 +248,7 @@ func faults() map[string]faultCase {
 				edit(name, func(s *discoveryv1.EndpointSlice) { s.Endpoints = nil }),
 			},
 			want: map[string]string{
-				"replicas": "failed: 0 of 0", "spread": "skipped: two", "endpoints": "failed: 0 of 0 are ready", "stamp": noService, "guard": noService,
+				"replicas": "failed: 0 of 0", "spread": "skipped: fewer than two", "endpoints": "failed: 0 of 0 are ready", "stamp": noService, "guard": noService,
 			},
 		},
 		"no replica is there, and failurePolicy is Ignore": {
@@ -259,7 +259,7 @@ func faults() map[string]faultCase {
 			},
 			want: map[string]string{
 				"failure-policy": "warning: guard.solepod.io and stamp.solepod.io", "endpoints": "failed: 0 of 2 are ready",
-				"stamp": `failed: in namespace airflow-alpha it got the environment "", not "alpha"`, "guard": "failed: in namespace airflow-alpha it was admitted",
+				"stamp": `failed: in namespace airflow-alpha, the pod got environment "", want "alpha"`, "guard": "failed: admitted in namespace airflow-alpha",
 			},
 		},
 		"one replica only": {
@@ -269,15 +269,15 @@ func faults() map[string]faultCase {
 				}),
 				remove[*corev1.Pod]("solepod-2"),
 			},
-			want: map[string]string{"replicas": "warning: one", "spread": "skipped: two"},
+			want: map[string]string{"replicas": "warning: 1 of 1", "spread": "skipped: fewer than two"},
 		},
 		"the number of replicas is left to the API server": {
 			inject: []fault{edit(name, func(d *appsv1.Deployment) { d.Spec.Replicas = nil })},
-			want:   map[string]string{"replicas": "warning: one"},
+			want:   map[string]string{"replicas": "warning: 1 of 1"},
 		},
 		"a rollout is stuck": {
 			inject: []fault{edit(name, func(d *appsv1.Deployment) { d.Status.UpdatedReplicas = 1 })},
-			want:   map[string]string{"replicas": "warning: 2 of 2, of which 1"},
+			want:   map[string]string{"replicas": "warning: 2 of 2 ready, 1 up"},
 		},
 		"all replicas are on one node": {
 			inject: []fault{edit("solepod-2", func(p *corev1.Pod) { p.Spec.NodeName = "node-1" })},
@@ -378,21 +378,21 @@ func faults() map[string]faultCase {
 			inject: []fault{remove[*validating](name)},
 			want: map[string]string{
 				"webhooks": "failed: there is no ValidatingWebhookConfiguration solepod", "failure-policy": "skipped: guard.solepod.io",
-				"ca-bundle": "skipped: ValidatingWebhookConfiguration", "stamp": "skipped: no namespace", "guard": "skipped: no namespace",
+				"ca-bundle": "skipped: ValidatingWebhookConfiguration", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
 		},
 		"the other webhook configuration is deleted": {
 			inject: []fault{remove[*mutating](name)},
 			want: map[string]string{
 				"webhooks": "failed: there is no MutatingWebhookConfiguration solepod", "failure-policy": "skipped: stamp.solepod.io",
-				"ca-bundle": "skipped: MutatingWebhookConfiguration", "stamp": `failed: "", not "alpha"`,
+				"ca-bundle": "skipped: MutatingWebhookConfiguration", "stamp": `failed: "", want "alpha"`,
 			},
 		},
 		"both webhook configurations are deleted": {
 			inject: []fault{remove[*validating](name), remove[*mutating](name)},
 			want: map[string]string{
 				"webhooks": "failed: there is no MutatingWebhookConfiguration and no ValidatingWebhookConfiguration solepod", "failure-policy": "skipped: guard.solepod.io",
-				"ca-bundle": "skipped: MutatingWebhookConfiguration and no ValidatingWebhookConfiguration", "stamp": "skipped: no namespace", "guard": "skipped: no namespace",
+				"ca-bundle": "skipped: MutatingWebhookConfiguration and no ValidatingWebhookConfiguration", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
 		},
 		"a webhook of a configuration is deleted": {
@@ -404,23 +404,23 @@ func faults() map[string]faultCase {
 				v.Webhooks = append(v.Webhooks, *v.Webhooks[1].DeepCopy())
 				v.Webhooks[3].Name = "other.example.com"
 			})},
-			want: map[string]string{"webhooks": "failed: other.example.com is not solepod's"},
+			want: map[string]string{"webhooks": "failed: other.example.com is not a hook of solepod"},
 		},
 		"a rule is edited": {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[0].Rules[0].Operations = []admissionregistrationv1.OperationType{admissionregistrationv1.Update}
 			})},
-			want: map[string]string{"webhooks": "failed: guard.solepod.io has another rules", "guard": "failed: in namespace airflow-alpha it was admitted"},
+			want: map[string]string{"webhooks": "failed: guard.solepod.io has a different rules", "guard": "failed: admitted in namespace airflow-alpha"},
 		},
 		"a rule of the other webhook is edited": {
 			inject: []fault{edit(name, func(m *mutating) { m.Webhooks[0].Rules[0].Resources = []string{"jobs"} })},
 			want: map[string]string{
-				"webhooks": "failed: stamp.solepod.io has another rules", "stamp": `failed: in namespace airflow-alpha it got the environment "", not "alpha"`,
+				"webhooks": "failed: stamp.solepod.io has a different rules", "stamp": `failed: in namespace airflow-alpha, the pod got environment "", want "alpha"`,
 			},
 		},
 		"a field is removed": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[0].MatchConditions = nil })},
-			want:   map[string]string{"webhooks": "failed: guard.solepod.io has another matchConditions"},
+			want:   map[string]string{"webhooks": "failed: guard.solepod.io has a different matchConditions"},
 		},
 		"a field is added": {
 			inject: []fault{edit(name, func(v *validating) {
@@ -431,34 +431,34 @@ func faults() map[string]faultCase {
 		"a webhook goes to another path": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[0].ClientConfig.Service.Path = ptr.To("/access") })},
 			want: map[string]string{
-				"webhooks": "failed: guard.solepod.io has another clientConfig", "guard": "failed: it was admitted",
+				"webhooks": "failed: guard.solepod.io has a different clientConfig", "guard": "failed: admitted",
 			},
 		},
 		"a webhook goes to the namespace of another installation": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[1].ClientConfig.Service.Namespace = "elsewhere" })},
-			want:   map[string]string{"webhooks": "failed: access.solepod.io has another clientConfig"},
+			want:   map[string]string{"webhooks": "failed: access.solepod.io has a different clientConfig"},
 		},
 		"a webhook goes to a URL": {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[1].ClientConfig.Service, v.Webhooks[1].ClientConfig.URL = nil, ptr.To("https://example.com/access")
 			})},
-			want: map[string]string{"webhooks": "failed: access.solepod.io has another clientConfig"},
+			want: map[string]string{"webhooks": "failed: access.solepod.io has a different clientConfig"},
 		},
 		"the namespace is not excluded": {
 			inject: []fault{edit(name, func(m *mutating) { m.Webhooks[0].NamespaceSelector = &metav1.LabelSelector{} })},
-			want:   map[string]string{"webhooks": "failed: stamp.solepod.io does not exclude the namespace solepod-system"},
+			want:   map[string]string{"webhooks": "failed: stamp.solepod.io does not exclude namespace solepod-system"},
 		},
 		"another namespace is excluded": {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[2].NamespaceSelector.MatchExpressions[0].Values = []string{"kube-system"}
 			})},
-			want: map[string]string{"webhooks": "failed: connect.solepod.io does not exclude the namespace solepod-system"},
+			want: map[string]string{"webhooks": "failed: connect.solepod.io does not exclude namespace solepod-system"},
 		},
 		"the namespace alone is not excluded": {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[2].NamespaceSelector.MatchExpressions[0].Operator = metav1.LabelSelectorOpIn
 			})},
-			want: map[string]string{"webhooks": "failed: connect.solepod.io does not exclude the namespace solepod-system"},
+			want: map[string]string{"webhooks": "failed: connect.solepod.io does not exclude namespace solepod-system"},
 		},
 		"what is the administrator's to choose": {
 			inject: []fault{edit(name, func(v *validating) {
@@ -513,16 +513,16 @@ func faults() map[string]faultCase {
 		},
 		"an expired certificate": {
 			inject: []fault{valid(-time.Hour, 0)},
-			want:   map[string]string{"certificate": "failed: solepod-tls has expired at 2026-11-24T12:00:00Z"},
+			want:   map[string]string{"certificate": "failed: solepod-tls expired at 2026-11-24T12:00:00Z"},
 		},
 		"an expired certificate in the Secret of cert-manager": {
 			manifest: certManager,
 			inject:   []fault{valid(-time.Hour, -time.Second)},
-			want:     map[string]string{"certificate": "failed: solepod-tls has expired at 2026-11-24T11:59:59Z"},
+			want:     map[string]string{"certificate": "failed: solepod-tls expired at 2026-11-24T11:59:59Z"},
 		},
 		"a certificate of the future": {
 			inject: []fault{valid(time.Second, time.Hour)},
-			want:   map[string]string{"certificate": "failed: is valid from 2026-11-24T12:00:01Z on"},
+			want:   map[string]string{"certificate": "failed: is valid from 2026-11-24T12:00:01Z"},
 		},
 		"a certificate that expires soon": {
 			inject: []fault{valid(-3*time.Hour-time.Second, time.Hour)},
@@ -562,7 +562,7 @@ func faults() map[string]faultCase {
 		},
 		"one webhook has no caBundle": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[2].ClientConfig.CABundle = nil })},
-			want:   map[string]string{"ca-bundle": "failed: connect.solepod.io has none"},
+			want:   map[string]string{"ca-bundle": "failed: connect.solepod.io has no caBundle"},
 		},
 		"a caBundle without a certificate": {
 			inject: []fault{edit(name, func(m *mutating) { m.Webhooks[0].ClientConfig.CABundle = []byte("garbage") })},
@@ -581,10 +581,10 @@ func faults() map[string]faultCase {
 			inject:   []fault{condition()},
 			want:     map[string]string{"cert-manager": "failed: solepod-system/solepod"},
 		},
-		"cert-manager has another Certificate": {
+		"cert-manager has a different Certificate": {
 			manifest: certManager,
 			inject:   []fault{remove[*certificate](name)},
-			want:     map[string]string{"cert-manager": "skipped: not cert-manager's"},
+			want:     map[string]string{"cert-manager": "skipped: cert-manager does not issue"},
 		},
 
 		// Environments
@@ -593,13 +593,13 @@ func faults() map[string]faultCase {
 				delete(n.Labels, "airflow-environment")
 				n.Labels["airflow-environments"] = "production"
 			})},
-			want: map[string]string{"labels": "warning: Namespace airflow-production has the label airflow-environments: is airflow-environment meant?"},
+			want: map[string]string{"labels": "warning: Namespace airflow-production has the label airflow-environments, which resembles airflow-environment"},
 		},
 		"a misspelt label of a ServiceAccount": {
 			inject: []fault{add(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
 				Namespace: "airflow-alpha", Name: "worker", Labels: map[string]string{"airflow_environment": "alpha"},
 			}})},
-			want: map[string]string{"labels": "warning: ServiceAccount airflow-alpha/worker has the label airflow_environment: is airflow-environment meant?"},
+			want: map[string]string{"labels": "warning: ServiceAccount airflow-alpha/worker has the label airflow_environment, which resembles airflow-environment"},
 		},
 		"a label of a ServiceAccount": {
 			inject: []fault{add(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
@@ -613,11 +613,11 @@ func faults() map[string]faultCase {
 		},
 		"a value in another case": {
 			inject: []fault{add(namespaceWith("airflow-other", map[string]string{"airflow-environment": "Alpha"}))},
-			want:   map[string]string{"labels": "warning: Alpha and alpha are different"},
+			want:   map[string]string{"labels": "warning: Alpha and alpha are two different environments"},
 		},
 		"a value in another case in the configuration": {
 			inject: []fault{setting("onError:", "environments: [{name: pro-duction, users: [jane]}, {name: al-pha}]\nonError:")},
-			want:   map[string]string{"labels": "warning: the environments pro-duction and production are different to solepod"},
+			want:   map[string]string{"labels": "warning: pro-duction and production are two different environments"},
 		},
 		"nothing is labelled": {
 			inject: []fault{
@@ -625,7 +625,7 @@ func faults() map[string]faultCase {
 				edit("airflow-production", func(n *corev1.Namespace) { delete(n.Labels, "airflow-environment") }),
 			},
 			want: map[string]string{
-				"labels": "warning: has the label airflow-environment", "stamp": "skipped: no namespace", "guard": "skipped: no namespace",
+				"labels": "warning: has the label airflow-environment", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
 		},
 		"pods that declare nothing": {
@@ -663,7 +663,7 @@ func faults() map[string]faultCase {
 				edit(name, func(v *validating) { v.Webhooks[0].Rules = nil }),
 			},
 			want: map[string]string{
-				"webhooks": "failed: guard.solepod.io has another rules", "stamp": `failed: "", not "alpha"`, "guard": "failed: it was admitted",
+				"webhooks": "failed: guard.solepod.io has a different rules", "stamp": `failed: "", want "alpha"`, "guard": "failed: admitted",
 			},
 		},
 		"a quota denies the pods": {
@@ -683,7 +683,7 @@ func faults() map[string]faultCase {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[0].NamespaceSelector.MatchExpressions[0].Values = []string{"solepod-system", "airflow-alpha", "airflow-production"}
 			})},
-			want: map[string]string{"stamp": "skipped: no namespace", "guard": "skipped: no namespace"},
+			want: map[string]string{"stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace"},
 		},
 		"the first namespace is not guarded": {
 			inject: []fault{edit(name, func(v *validating) {
@@ -728,7 +728,7 @@ func faults() map[string]faultCase {
 			want:   map[string]string{"claims": "ok: 3"},
 		},
 
-		// What may not be read fails, and says so.
+		// A check without its permissions fails.
 		"nodes may not be listed":            {inject: []fault{forbid("list Node")}, want: map[string]string{"spread": "failed: forbidden"}},
 		"ServiceAccounts may not be listed":  {inject: []fault{forbid("list ServiceAccount")}, want: forbiddenScan(map[string]string{"labels": "failed: forbidden"})},
 		"EndpointSlices may not be listed":   {inject: []fault{forbid("list EndpointSlice")}, want: map[string]string{"endpoints": "failed: forbidden"}},
@@ -842,7 +842,7 @@ func TestSilence(t *testing.T) {
 	for name, r := range outcomeOf(t, c.run(t)) {
 		want := Failed
 		if name == "certificate" || name == "ca-bundle" {
-			want = Skipped // the Deployment says where the certificate is
+			want = Skipped // the Deployment names the Secret
 		}
 		if r.Status != want || !strings.Contains(r.Detail, "deadline exceeded") {
 			t.Errorf("%s is %s: %s", name, r.Status, r.Detail)

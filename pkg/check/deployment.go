@@ -21,7 +21,7 @@ import (
 
 const name = installation.Name
 
-// oldest is the oldest version of Kubernetes that the tests run on.
+// oldest is the oldest version of Kubernetes that the tests cover.
 const oldest = "1.34"
 
 func (i *Installation) key() client.ObjectKey {
@@ -38,7 +38,7 @@ func (i *Installation) kubernetes(context.Context) (finding, error) {
 		return finding{}, err
 	}
 	if !parsed.AtLeast(version.MustParseGeneric(oldest)) {
-		return warning("it is %s; solepod is tested from %s on", got, oldest), nil
+		return warning("%s; solepod is tested with %s and newer", got, oldest), nil
 	}
 	return ok("%s", got), nil
 }
@@ -53,7 +53,7 @@ func (i *Installation) deployment(ctx context.Context) (finding, error) {
 	image := d.Spec.Template.Spec.Containers[0].Image
 	installed := d.Labels["app.kubernetes.io/version"]
 	if installed != i.Version {
-		return warning("%s is installed (%s), and this is solepod %s, which may expect something else", installed, image, i.Version), nil
+		return warning("version %s is installed (%s), and this is solepod %s", installed, image, i.Version), nil
 	}
 	return ok("%s", image), nil
 }
@@ -74,9 +74,9 @@ func (i *Installation) replicas(ctx context.Context) (finding, error) {
 	case d.Status.ReadyReplicas < want || d.Status.ReadyReplicas == 0:
 		return failed("%s", detail), nil
 	case want == 1:
-		return warning("there is one: while it restarts, nobody answers"), nil
+		return warning("1 of 1: no replica responds while it restarts"), nil
 	case d.Status.UpdatedReplicas < want:
-		return warning("%s, of which %d are up to date", detail, d.Status.UpdatedReplicas), nil
+		return warning("%s ready, %d up to date", detail, d.Status.UpdatedReplicas), nil
 	}
 	return ok("%s", detail), nil
 }
@@ -98,13 +98,13 @@ func (i *Installation) spread(ctx context.Context) (finding, error) {
 	}
 	switch {
 	case len(pods.Items) < 2:
-		return skipped("there are no two replicas"), nil
+		return skipped("there are fewer than two replicas"), nil
 	case len(byNode) > 1:
 		return ok("%d nodes", len(byNode)), nil
 	case len(nodes.Items) == 1:
 		return skipped("the cluster has one node"), nil
 	}
-	return warning("all of them run on the same node"), nil
+	return warning("all replicas run on the same node"), nil
 }
 
 // settings reads the configuration of the installation. It returns a finding
@@ -137,9 +137,9 @@ func (i *Installation) configuration(ctx context.Context) (finding, error) {
 	return ok("enforcement %s, injection %s, retries %s, foreignAccess %s", c.Enforcement, c.Injection, c.Retries, c.ForeignAccess), nil
 }
 
-// configured is a check that depends on the configuration. It is skipped if
-// there is no valid configuration: judged by the defaults, an installation with
-// other settings would look faulty, or healthy, without being it.
+// configured returns a check that depends on the configuration. Without a valid
+// configuration, it is skipped: its result for the default configuration could be
+// wrong.
 func configured(run func(*Installation, context.Context, config.Configuration) (finding, error)) func(*Installation, context.Context) (finding, error) {
 	return func(i *Installation, ctx context.Context) (finding, error) {
 		c, found, err := i.settings(ctx)
@@ -147,13 +147,14 @@ func configured(run func(*Installation, context.Context, config.Configuration) (
 		case err != nil:
 			return finding{}, fmt.Errorf("reading the configuration: %w", err)
 		case found != nil:
-			return skipped("it depends on the configuration, which is missing or wrong"), nil
+			return skipped("the configuration is missing or invalid"), nil
 		}
 		return run(i, ctx, c)
 	}
 }
 
-// secret is where the serving certificate is, and whether solepod makes it.
+// secret returns the name of the Secret with the serving certificate, and whether
+// solepod issues the certificate.
 func (i *Installation) secret(ctx context.Context) (secret string, own bool, err error) {
 	var d appsv1.Deployment
 	if err := i.Client.Get(ctx, i.key(), &d); err != nil {
@@ -170,8 +171,8 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 	return "", false, errors.New("the Deployment names no Secret with certificates")
 }
 
-// argument is the value of a flag of solepod in the Deployment, and whether it
-// is given. The flag ends with an equals sign, as the chart writes it.
+// argument returns the value of a flag in the Deployment, and whether it is set. The
+// flag ends with an equals sign, as in the chart.
 func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
 	for _, container := range d.Spec.Template.Spec.Containers {
 		for _, arg := range container.Args {
@@ -183,7 +184,7 @@ func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
 	return "", false
 }
 
-// scanned is a check of the scan.
+// scanned returns a check that depends on the scan.
 func scanned(scan func() (scan, error), look func(scan) finding) func(*Installation, context.Context, config.Configuration) (finding, error) {
 	return func(*Installation, context.Context, config.Configuration) (finding, error) {
 		s, err := scan()
@@ -194,8 +195,7 @@ func scanned(scan func() (scan, error), look func(scan) finding) func(*Installat
 	}
 }
 
-// rbac asks what solepod's ServiceAccount may do; for anybody but itself, that
-// is a SubjectAccessReview.
+// rbac checks the permissions of solepod's ServiceAccount by SubjectAccessReviews.
 func (i *Installation) rbac(ctx context.Context, settings config.Configuration) (finding, error) {
 	type rule struct{ group, resource, namespace, name, verbs string }
 	rules := []rule{
@@ -205,7 +205,7 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 		{"events.k8s.io", "events", "", "", "create patch"},
 		{"coordination.k8s.io", "leases", i.Namespace, "", "create get list watch update delete"},
 	}
-	// Without a Deployment there are no flags that ask for more.
+	// Some flags of the Deployment need more permissions.
 	var d appsv1.Deployment
 	if err := i.Client.Get(ctx, i.key(), &d); client.IgnoreNotFound(err) != nil {
 		return finding{}, err
@@ -220,7 +220,7 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 			rule{group, "validatingwebhookconfigurations", "", name, "get list watch patch"})
 	}
 	var missing []string
-	asked := 0
+	reviews := 0
 	for _, r := range rules {
 		for verb := range strings.FieldsSeq(r.verbs) {
 			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
@@ -233,7 +233,7 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 			if err := i.Client.Create(ctx, review); err != nil {
 				return finding{}, err
 			}
-			asked++
+			reviews++
 			if !review.Status.Allowed {
 				missing = append(missing, verb+" "+r.resource)
 			}
@@ -243,5 +243,5 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 		slices.Sort(missing)
 		return failed("the ServiceAccount %s may not %s", i.key(), strings.Join(missing, ", ")), nil
 	}
-	return ok("%d permissions", asked), nil
+	return ok("%d permissions", reviews), nil
 }

@@ -60,7 +60,7 @@ const (
 	certManager = "install-cert-manager.yaml"
 )
 
-// cluster is what the fake API server of a test knows. A healthy one has the
+// cluster is the content of the fake API server of a test. A healthy one has the
 // objects of a manifest and what a cluster adds to them.
 type cluster struct {
 	namespace string // of solepod
@@ -330,8 +330,8 @@ func (c *cluster) run(t *testing.T) []Result {
 	return i.Run(t.Context()).Checks
 }
 
-// refuse returns the error of a request that is not answered, or not allowed,
-// or of a kind that the API server does not know.
+// refuse returns the error of a request that times out, is not allowed, or has a kind
+// that the API server does not serve.
 func (c *cluster) refuse(verb string, object runtime.Object) error {
 	if c.silent {
 		return context.DeadlineExceeded
@@ -351,8 +351,7 @@ func (c *cluster) refuse(verb string, object runtime.Object) error {
 	return nil
 }
 
-// paginate returns two objects a page, so that a reader that does not ask for
-// the next one misses some.
+// paginate returns two objects a page, so that a reader of the first page misses some.
 func paginate(list client.ObjectList, opts []client.ListOption) error {
 	var o client.ListOptions
 	o.ApplyOptions(opts)

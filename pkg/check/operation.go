@@ -45,7 +45,7 @@ func (i *Installation) labels(ctx context.Context, settings config.Configuration
 				case label == key:
 					named[value] = true
 				case resembles(label, key):
-					problems = append(problems, fmt.Sprintf("%s has the label %s: is %s meant?", where, label, key))
+					problems = append(problems, fmt.Sprintf("%s has the label %s, which resembles %s", where, label, key))
 				}
 			}
 			return nil
@@ -63,7 +63,7 @@ func (i *Installation) labels(ctx context.Context, settings config.Configuration
 	for j, a := range names {
 		for _, b := range names[j+1:] {
 			if letters(a) == letters(b) {
-				problems = append(problems, fmt.Sprintf("the environments %s and %s are different to solepod", a, b))
+				problems = append(problems, fmt.Sprintf("%s and %s are two different environments", a, b))
 			}
 		}
 	}
@@ -72,12 +72,12 @@ func (i *Installation) labels(ctx context.Context, settings config.Configuration
 	case len(problems) > 0:
 		return warning("%s", strings.Join(problems, "; ")), nil
 	case len(names) == 0:
-		return warning("no namespace, and no ServiceAccount, has the label %s", key), nil
+		return warning("no namespace and no ServiceAccount has the label %s", key), nil
 	}
 	return ok("%s", strings.Join(names, ", ")), nil
 }
 
-// resembles tells whether somebody may have meant the key by this label.
+// resembles reports whether a label may be a misspelt key.
 func resembles(label, key string) bool {
 	const typos = 2
 	return letters(label) == letters(key) || edits(label, key) <= typos
@@ -114,7 +114,7 @@ func letters(s string) string {
 	}, s)
 }
 
-// scan is the cluster as package audit sees it.
+// scan is the cluster and the report of package audit.
 type scan struct {
 	cluster audit.Cluster
 	report  audit.Report
@@ -157,8 +157,8 @@ func undeclared(s scan) finding {
 	return ok("%s", strings.Join(declared, ", "))
 }
 
-// probe creates a task pod, in a dry run, in a namespace whose environment is
-// known by the label key. It returns the namespace's environment.
+// probe creates a task pod as a dry run in a guarded namespace with the environment
+// label, key. It returns the environment of the namespace.
 func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev1.Pod, environment string, err error) {
 	var list corev1.NamespaceList
 	if err := i.Client.List(ctx, &list, client.HasLabels{key}); err != nil {
@@ -183,7 +183,7 @@ func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev
 		}},
 		Spec: corev1.PodSpec{
 			RestartPolicy: corev1.RestartPolicyNever,
-			// As even the strictest namespace demands.
+			// The restricted Pod Security Standard requires these.
 			SecurityContext: &corev1.PodSecurityContext{
 				RunAsNonRoot: ptr.To(true), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
@@ -205,7 +205,7 @@ func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev
 	return pod, namespace.Labels[key], i.Client.Create(ctx, pod, client.DryRunAll)
 }
 
-const noNamespace = "no namespace that solepod guards has the environment label"
+const noNamespace = "no guarded namespace has the environment label"
 
 func (i *Installation) stamp(ctx context.Context, settings config.Configuration) (finding, error) {
 	injection := settings.Injection
@@ -217,14 +217,14 @@ func (i *Installation) stamp(ctx context.Context, settings config.Configuration)
 	case pod == nil && err == nil:
 		return skipped(noNamespace), nil
 	case injection == config.InjectionRequire && apierrors.IsForbidden(err) && strings.Contains(err.Error(), string(policy.EnvironmentNotDeclared)):
-		return ok("denied in namespace %s, since injection is Require", pod.Namespace), nil
+		return ok("denied in namespace %s, because injection is Require", pod.Namespace), nil
 	case pod == nil:
 		return finding{}, err
 	case err != nil:
 		return failed("in namespace %s: %v", pod.Namespace, err), nil
 	}
 	if got := pod.Labels[settings.EnvironmentLabel]; got != environment {
-		return failed("in namespace %s it got the environment %q, not %q", pod.Namespace, got, environment), nil
+		return failed("in namespace %s, the pod got environment %q, want %q", pod.Namespace, got, environment), nil
 	}
 	return ok("%s in namespace %s", environment, pod.Namespace), nil
 }
@@ -240,7 +240,7 @@ func (i *Installation) guard(ctx context.Context, settings config.Configuration)
 	case pod == nil:
 		return finding{}, err
 	case err == nil:
-		return failed("in namespace %s it was admitted", pod.Namespace), nil
+		return failed("admitted in namespace %s", pod.Namespace), nil
 	case apierrors.IsForbidden(err) && strings.Contains(err.Error(), string(policy.EnvironmentMismatch)):
 		return ok("%s in namespace %s", policy.EnvironmentMismatch, pod.Namespace), nil
 	}
@@ -256,12 +256,12 @@ func (i *Installation) leader(ctx context.Context) (finding, error) {
 		return finding{}, err
 	}
 	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" || lease.Spec.RenewTime == nil {
-		return failed("nobody holds the Lease %s", i.key()), nil
+		return failed("the Lease %s has no holder", i.key()), nil
 	}
 	if age := i.Now().Sub(lease.Spec.RenewTime.Time); age > late {
 		return failed("%s renewed the Lease %s %s ago", *lease.Spec.HolderIdentity, i.key(), age.Round(time.Second)), nil
 	}
-	// It ends with a UID that says nothing.
+	// The identity is the name of the pod and a UID.
 	leader, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
 	return ok("%s", leader), nil
 }

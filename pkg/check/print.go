@@ -24,8 +24,7 @@ func (r Results) count() map[Status]int {
 	return counts
 }
 
-// Table prints the results for people, in colours unless [color.NoColor] is
-// set.
+// Table prints the results, in colours unless [color.NoColor] is set.
 func Table(w io.Writer, all Results) error {
 	results := all.Checks
 	var b strings.Builder

@@ -32,17 +32,17 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// hook is a webhook of either kind.
+// hook is a mutating or validating hook.
 type hook struct {
 	name          string
 	client        *admissionregistrationv1.WebhookClientConfig
 	failurePolicy *admissionregistrationv1.FailurePolicyType
 	namespaces    *metav1.LabelSelector
-	// fields are those that an installation does not set.
+	// fields are those that do not depend on the values of an installation.
 	fields map[string]any
 }
 
-// hooksOf are the hooks of both configurations, by their names.
+// hooksOf returns the hooks of both configurations by name.
 func hooksOf(mutating *admissionregistrationv1.MutatingWebhookConfiguration, validating *admissionregistrationv1.ValidatingWebhookConfiguration) (map[string]hook, error) {
 	hooks := map[string]hook{}
 	add := func(object any, h hook) (err error) {
@@ -80,7 +80,7 @@ func hooksOf(mutating *admissionregistrationv1.MutatingWebhookConfiguration, val
 	return hooks, nil
 }
 
-// shipped are the hooks that this version installs in a namespace, for an
+// shipped returns the hooks that this version installs in a namespace, with an
 // environment label.
 func shipped(namespace, label string) (map[string]hook, error) {
 	text := strings.NewReplacer(manifests.Namespace, namespace, taskpod.DefaultEnvironmentLabel, label).Replace(string(manifests.Install))
@@ -109,7 +109,7 @@ func shipped(namespace, label string) (map[string]hook, error) {
 	return hooksOf(&mutating, &validating)
 }
 
-// installed are the hooks in the cluster.
+// installed returns the hooks in the cluster.
 func (i *Installation) installed(ctx context.Context) (hooks map[string]hook, missing []string, err error) {
 	var mutating admissionregistrationv1.MutatingWebhookConfiguration
 	var validating admissionregistrationv1.ValidatingWebhookConfiguration
@@ -146,7 +146,7 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 		}
 		for _, field := range slices.Sorted(maps.Keys(want[hook].fields)) {
 			if !reflect.DeepEqual(want[hook].fields[field], is.fields[field]) {
-				problems = append(problems, hook+" has another "+field)
+				problems = append(problems, hook+" has a different "+field)
 			}
 		}
 		for _, field := range slices.Sorted(maps.Keys(is.fields)) {
@@ -155,12 +155,12 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 			}
 		}
 		if !excludes(is.namespaces, i.Namespace) {
-			problems = append(problems, hook+" does not exclude the namespace "+i.Namespace+", so that solepod may wait for itself")
+			problems = append(problems, hook+" does not exclude namespace "+i.Namespace+": solepod may wait for itself")
 		}
 	}
 	for _, hook := range slices.Sorted(maps.Keys(got)) {
 		if _, known := want[hook]; !known {
-			problems = append(problems, hook+" is not solepod's")
+			problems = append(problems, hook+" is not a hook of solepod")
 		}
 	}
 	if len(problems) > 0 {
@@ -216,7 +216,7 @@ func (i *Installation) endpoints(ctx context.Context) (finding, error) {
 	return ok("%d", ready), nil
 }
 
-// chain is the serving certificate and what it came with.
+// chain returns the serving certificate and the certificates after it in the Secret.
 func (i *Installation) chain(ctx context.Context) (secret string, chain []*x509.Certificate, found *finding, err error) {
 	fail := func(f finding) (string, []*x509.Certificate, *finding, error) { return secret, nil, &f, nil }
 	secret, _, err = i.secret(ctx)
@@ -245,11 +245,11 @@ func (i *Installation) certificate(ctx context.Context) (finding, error) {
 	date := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch left := leaf.NotAfter.Sub(now); {
 	case left <= 0:
-		return failed("that in Secret %s has expired at %s", secret, date(leaf.NotAfter)), nil
+		return failed("the certificate in Secret %s expired at %s", secret, date(leaf.NotAfter)), nil
 	case now.Before(leaf.NotBefore):
-		return failed("that in Secret %s is valid from %s on", secret, date(leaf.NotBefore)), nil
+		return failed("the certificate in Secret %s is valid from %s", secret, date(leaf.NotBefore)), nil
 	case left < leaf.NotAfter.Sub(leaf.NotBefore)/4:
-		return warning("that in Secret %s expires at %s, and should have been renewed by now", secret, date(leaf.NotAfter)), nil
+		return warning("the certificate in Secret %s expires at %s, and was not renewed in time", secret, date(leaf.NotAfter)), nil
 	}
 	return ok("until %s", date(leaf.NotAfter)), nil
 }
@@ -283,11 +283,11 @@ func (i *Installation) caBundle(ctx context.Context) (finding, error) {
 		bundle := hooks[hook].client.CABundle
 		roots := x509.NewCertPool()
 		if len(bundle) == 0 {
-			problems = append(problems, hook+" has none")
+			problems = append(problems, hook+" has no caBundle")
 			continue
 		}
 		roots.AppendCertsFromPEM(bundle)
-		// Whether it has expired is another check.
+		// Expiry is another check.
 		_, err := chain[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: intermediates, CurrentTime: chain[0].NotAfter})
 		if err != nil {
 			problems = append(problems, hook+": "+err.Error())
@@ -306,7 +306,7 @@ func (i *Installation) certManager(ctx context.Context) (finding, error) {
 	case meta.IsNoMatchError(err):
 		return skipped("cert-manager is not installed"), nil
 	case apierrors.IsNotFound(err):
-		return skipped("the certificate is not cert-manager's"), nil
+		return skipped("cert-manager does not issue the certificate"), nil
 	case err != nil:
 		return finding{}, err
 	}
@@ -319,5 +319,5 @@ func (i *Installation) certManager(ctx context.Context) (finding, error) {
 		}
 		return ok("Certificate %s", i.key()), nil
 	}
-	return failed("cert-manager has not looked at Certificate %s", i.key()), nil
+	return failed("cert-manager has not processed Certificate %s", i.key()), nil
 }

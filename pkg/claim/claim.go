@@ -1,44 +1,43 @@
-// Package claim makes admissions exact under concurrency: of all the creates
-// of one task at the same moment, on any number of replicas, etcd picks one.
+// Package claim makes admissions exact under concurrency: of all concurrent
+// creates of one task, on any number of replicas, etcd picks one.
 //
-// A claim is a Lease in solepod's own namespace, named by a hash of a task's
-// identity. It lists its holders: the pods that were admitted for this task. A
-// replica may admit a pod only after it has written the pod into the claim, and
-// it writes only what it has decided on the claim as it was just before:
-// creating the Lease is decided by its name, updating it by its
-// resourceVersion. So there is an order of all admissions of a task, and each
-// is decided knowing all earlier ones.
+// A claim is a Lease in solepod's own namespace, named by a hash of an identity.
+// It lists its holders: the pods that were admitted for this identity. A replica
+// admits a pod only after it has written the pod into the claim. The write fails
+// if the claim has changed since the replica read it: a create fails if the name
+// exists, an update if the resourceVersion differs. So all admissions of a task
+// have an order, and each decision includes all earlier ones.
 //
 // # The invariant
 //
 // From before a pod exists until no selector of Airflow can find it any more,
 // the pod is a holder of its claim.
 //
-// Guards and the Reconciler keep it without knowing of one another. Either
-// drops a holder only if
+// Claimers and the Reconciler keep it without coordination. Both drop a holder
+// only if
 //
-//   - the very pod (by UID) can be seen, and Airflow no longer finds it; or
-//   - its own watch of pods has told of the very pod's end, and after that the
-//     API server does not have it; or
+//   - the pod itself (by UID) exists, and Airflow no longer finds it; or
+//   - the watch of this replica has reported the end of the pod itself, and the
+//     API server does not have it after that; or
 //   - the claim was read first, the pod is not found after that, and GracePeriod
-//     has passed, so that no request that could still create it is alive;
+//     has passed, so that no request is alive that could still create the pod;
 //
-// and writes that with the resourceVersion that it read. Whoever comes second
-// fails, reads again and decides again. Neither can undo what the other has
-// not seen, so they never fight: the Reconciler adds what a guard would have
-// written, and drops what the next guard would drop. Pods that no guard was
-// asked about, because they are older than solepod or it was down, become
-// holders when the Reconciler sees them.
+// and both write with the resourceVersion that they read. The second of two
+// concurrent writes fails, and its writer reads and decides again. So neither can
+// undo a change that it has not read. The Reconciler adds the holders that a
+// Claimer would have written, and drops those that the next Claimer would drop.
+// Pods that were created without solepod, before it was installed or while it was
+// down, become holders when the Reconciler finds them.
 //
 // # Mapped and unmapped pods of one task
 //
-// A selector without map_index finds every mapped pod of the task, so these
+// A selector without map_index matches every mapped pod of the task, so these
 // collide although their identities differ. The claim of the unmapped identity
-// stands for the whole family: before the claim of its own, a mapped pod sees
-// to it that the family's carries a mark, a holder that stands for any number
-// of mapped pods of its environment. The mark is renewed at most once in
-// placeholderRenewal, whatever the number of pods. It says only that mapped pods may
-// be appearing; those that have appeared are found in the cache.
+// represents the whole family. Before a mapped pod takes its own claim, it puts a
+// family placeholder into that one: a holder for any number of mapped pods of one
+// environment. The placeholder is renewed at most once in placeholderRenewal,
+// whatever the number of pods. It means only that mapped pods may be in flight.
+// Those that exist are found in the cache.
 package claim
 
 import (
@@ -60,52 +59,51 @@ import (
 )
 
 const (
-	// Label is on every claim; its value is the version of the format.
+	// Label is a label of every claim. Its value is the version of the format.
 	Label   = "solepod.io/claim"
 	version = "v1"
-	// LabelNamespace is on every claim: the namespace of its pods.
+	// LabelNamespace is a label of every claim: the namespace of its pods.
 	LabelNamespace = "solepod.io/namespace"
 
-	// annotationHolders is the list of holders, as JSON.
+	// annotationHolders is the list of holders in JSON.
 	annotationHolders = "solepod.io/holders"
 
-	// prefix tells claims from the other Leases in solepod's namespace.
+	// prefix distinguishes claims from other Leases in solepod's namespace.
 	prefix = "claim-"
 )
 
 const (
-	// GracePeriod is how long after its claim a pod that cannot be seen may still
-	// appear. A request to the API server lives 34 s at most
-	// (--request-timeout, and the deadline of the write); the rest allows for
-	// replicas whose clocks differ.
+	// GracePeriod is the time after its claim in which a pod can still be created. A
+	// request to the API server takes at most 34 s (--request-timeout, and the
+	// deadline of the write). The rest allows for different clocks of replicas.
 	GracePeriod = 60 * time.Second
 
-	// placeholderRenewal is how old a family's mark may be for another mapped pod to
-	// rely on it. A mark outlives the pods that rely on it: it counts for
-	// placeholderRenewal + GracePeriod.
+	// placeholderRenewal is the maximum age of a family placeholder that another
+	// mapped pod relies on. A placeholder must outlive the pods that rely on it: it
+	// counts for placeholderRenewal + GracePeriod.
 	placeholderRenewal = 30 * time.Second
 
-	// maxHolders bounds a claim. A task has that many pods only if all its
-	// tries are kept, and none is marked as checked.
+	// maxHolders is the maximum number of holders of a claim. A task has that many
+	// pods only if all its tries are kept and none of them is checked.
 	maxHolders = 64
 )
 
-// Holder is a pod in a claim, as it was when it was admitted.
+// Holder is a pod in a claim, with its labels at admission.
 type Holder struct {
-	// Pod is the pod's name. Its namespace is the identity's.
+	// Pod is the name of the pod. Its namespace is that of the identity.
 	Pod string `json:"pod,omitempty"`
-	// UID is the pod's. A request that the API server repeats by itself asks
-	// with another UID each time.
+	// UID is the UID of the pod. When the API server repeats a request on its own,
+	// each review has another UID.
 	UID types.UID `json:"uid,omitempty"`
-	// Environment is the pod's environment label, Declared whether the pod
-	// declared it by itself, and Try its try_number.
+	// Environment is the value of the environment label, Declared is true if the pod
+	// declares it, and Try is its try_number.
 	Environment string `json:"environment,omitempty"`
 	Declared    bool   `json:"declared,omitempty"`
 	Try         string `json:"try,omitempty"`
-	// Mark is set on a holder that stands for all mapped pods of a family and
-	// an environment, none of which it names.
+	// Family is true for a family placeholder: a holder for all mapped pods of a task
+	// in one environment. Such a holder has no name.
 	Family bool `json:"mark,omitempty"`
-	// ClaimedAt is the time of the admission, by the replica's clock.
+	// ClaimedAt is the time of the admission by the clock of the replica.
 	ClaimedAt metav1.Time `json:"claimedAt"`
 }
 
@@ -118,7 +116,7 @@ func holderOf(p taskpod.Pod, environmentLabel string, at time.Time) Holder {
 	}
 }
 
-// placeholderOf is the mark of a mapped pod's family, which stands for others as well.
+// placeholderOf returns the family placeholder for a mapped pod.
 func placeholderOf(h Holder) Holder {
 	return Holder{Family: true, Environment: h.Environment, Declared: h.Declared, ClaimedAt: h.ClaimedAt}
 }
@@ -127,7 +125,7 @@ func (h Holder) sameEnvironment(o Holder) bool {
 	return h.Environment == o.Environment && h.Declared == o.Declared
 }
 
-// inFlight reports whether the holder's pod may still appear.
+// inFlight reports whether the pod of the holder can still be created.
 func (h Holder) inFlight(now time.Time) bool { return now.Before(h.expires()) }
 
 func (h Holder) expires() time.Time {
@@ -137,7 +135,7 @@ func (h Holder) expires() time.Time {
 	return h.ClaimedAt.Add(GracePeriod)
 }
 
-// assumed is the holder as a pod, from what the claim recorded of it.
+// assumed returns the pod of a holder as the claim recorded it.
 func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Pod {
 	labels := id.Labels()
 	labels[taskpod.LabelOperator] = taskpod.True
@@ -160,8 +158,8 @@ func (h Holder) assumed(id taskpod.Identity, environmentLabel string) taskpod.Po
 // Name returns the name of the claim of an identity.
 func Name(id taskpod.Identity) string { return prefix + id.Hash() }
 
-// write puts the holders into a Lease, and what makes it readable: labels to
-// select by, and a line for kubectl get. The identity is zero if unknown.
+// write writes the holders into a Lease, with labels to select claims by and a
+// line for kubectl get. The identity is zero if it is not known.
 func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, environmentLabel string) error {
 	raw, err := json.Marshal(holders)
 	if err != nil {
@@ -184,9 +182,9 @@ func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, e
 	return nil
 }
 
-// read returns a claim's holders. A claim that somebody has edited beyond
-// recognition, or that another version of solepod wrote, may hold anything: it
-// reads as one unknown pod in flight, until the Reconciler has mended it.
+// read returns the holders of a claim. A claim that was edited by hand or written
+// by another version of solepod may be unreadable. It then counts as one unknown
+// pod in flight until the Reconciler has repaired it.
 func read(lease *coordinationv1.Lease, now time.Time) (holders []Holder, ok bool) {
 	v := cmp.Or(lease.Labels[Label], version)
 	err := json.Unmarshal([]byte(lease.Annotations[annotationHolders]), &holders)
@@ -196,8 +194,8 @@ func read(lease *coordinationv1.Lease, now time.Time) (holders []Holder, ok bool
 	return holders, true
 }
 
-// invalid reports whether solepod can not have written a holder. Its pod could
-// not be asked for, or the claim could not be written with it, for ever.
+// invalid reports whether solepod cannot have written a holder. Requests for its
+// pod, or writes of its claim, would always fail.
 func (h Holder) invalid() bool {
 	year := h.ClaimedAt.UTC().Year()
 	return h.Pod != "" && len(validation.IsDNS1123Subdomain(h.Pod)) > 0 ||
@@ -205,8 +203,8 @@ func (h Holder) invalid() bool {
 		year < 0 || year > 9999
 }
 
-// identityOf is the identity that a claim's labels name. It is unknown if that
-// is not the one that the claim is named by.
+// identityOf returns the identity from the labels of a claim. ok is false if the
+// claim has the name of another identity.
 func identityOf(lease *coordinationv1.Lease) (id taskpod.Identity, ok bool) {
 	labels := maps.Clone(lease.Labels)
 	if labels == nil {
@@ -220,7 +218,7 @@ func identityOf(lease *coordinationv1.Lease) (id taskpod.Identity, ok bool) {
 	return id, true
 }
 
-// describe is the line that kubectl get leases prints for a claim.
+// describe returns the line that kubectl get leases prints for a claim.
 func describe(id taskpod.Identity, holders []Holder) string {
 	const shown = 3
 	var names []string
@@ -242,16 +240,16 @@ func describe(id taskpod.Identity, holders []Holder) string {
 	return fmt.Sprintf("%s for %s", strings.Join(names, ", "), task)
 }
 
-// observation is a holder, and what the API server has under its name.
+// observation is a holder and the pod of its name.
 type observation struct {
 	Holder
-	// found is nil where there is no pod, or none of this task.
+	// found is nil if there is no such pod, or it belongs to another task.
 	found *taskpod.Pod
-	// gone is set if the very pod has been, and is no more.
+	// gone is true if the pod itself has existed and was deleted.
 	gone bool
 }
 
-// itself reports whether the very pod that the holder stands for was found.
+// itself reports whether the found pod is the pod of the holder, by UID.
 func (s observation) itself() bool { return s.found != nil && s.found.UID == s.UID }
 
 // holds reports whether the holder still counts.
@@ -262,16 +260,15 @@ func (s observation) holds(now time.Time) bool {
 	return !s.gone && s.inFlight(now)
 }
 
-// decide decides on a pod beside the holders of a claim, and returns the
-// holders to write if it is admitted, mine among them; nil if they need not be
+// decide decides on a new pod with the holders of a claim. If the pod is admitted,
+// it returns the holders to write, including mine, or nil if the claim need not be
 // written.
 //
-// A pod that is found under a holder's name counts as what it is. If it is not
-// the very pod that the holder stands for (a request was repeated, or a name
-// is used again), it becomes a holder itself, and the other one counts as well,
-// as long as its own pod may still appear. That is so for holders of the
-// submission's own name, too, though they do not stand in its way: should its
-// pod come and go at once, theirs might still appear.
+// A pod that has the name of a holder counts with its own labels. If its UID
+// differs (a request was repeated, or a name was reused), it becomes a holder
+// itself. The other holder also counts while its pod can still be created. That
+// includes holders with the name of the new pod, which do not conflict with it:
+// if the new pod is deleted at once, theirs could still be created.
 func decide(n policy.Submission, mine Holder, seen []observation, s policy.Settings) (policy.Decision, []Holder) {
 	id, _ := n.Pod.Identity()
 	if mine.Family {
@@ -280,7 +277,7 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 	var (
 		existing []policy.Existing
 		holders  []Holder
-		marked   bool // well enough for mine to rely on it
+		covered  bool // by a placeholder that is young enough
 	)
 	for _, x := range seen {
 		if x.found != nil {
@@ -290,13 +287,13 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 			}
 		}
 		switch {
-		case x.Family && mine.Family: // mapped pods beside mapped pods
+		case x.Family && mine.Family: // mapped pods do not collide with mapped pods
 			if x.sameEnvironment(mine) {
-				marked = marked || n.Now.Before(x.ClaimedAt.Add(placeholderRenewal))
+				covered = covered || n.Now.Before(x.ClaimedAt.Add(placeholderRenewal))
 				continue
 			}
 		case x.UID != "" && x.UID == mine.UID:
-			continue // written before, by an attempt that did not hear of its success
+			continue // written by an attempt that got no response
 		case x.holds(n.Now) && !x.itself():
 			existing = append(existing, policy.Existing{Pod: x.assumed(id, s.EnvironmentLabel), InFlight: true})
 		}
@@ -305,7 +302,7 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 		}
 	}
 	decision := policy.Decide(n, existing, s)
-	if !decision.Allowed || marked {
+	if !decision.Allowed || covered {
 		return decision, nil
 	}
 	return decision, append(holders, mine)
@@ -315,14 +312,13 @@ func holdsUID(seen []observation, uid types.UID) bool {
 	return slices.ContainsFunc(seen, func(x observation) bool { return x.UID == uid })
 }
 
-// repair returns what a claim should say: the holders that still count, and
-// the pods that are there but not in it. The pods are those of this identity
-// that are known. Holders of whom nothing is known but that they were not
-// found stay until they expire, the first of them after wait (0: none).
+// repair returns the holders that a claim should have: those that still count,
+// and the cached pods of its identity that are missing. Holders whose pod was not
+// found stay until they expire, the first of them after wait (0 if there is none).
 func repair(now time.Time, seen []observation, pods []taskpod.Pod, environmentLabel string) (holders []Holder, wait time.Duration) {
 	for _, x := range seen {
 		if x.ClaimedAt.After(now.Add(GracePeriod)) {
-			x.ClaimedAt = metav1.NewTime(now) // else it would never expire
+			x.ClaimedAt = metav1.NewTime(now) // otherwise, it would never expire
 		}
 		if !x.holds(now) {
 			continue
@@ -340,8 +336,8 @@ func repair(now time.Time, seen []observation, pods []taskpod.Pod, environmentLa
 	return holders, wait
 }
 
-// Inspect reads a claim for those who only look. It is not ok if it can not be
-// read; the identity is zero if the claim is not named by it.
+// Inspect reads a claim for display. ok is false if the claim is unreadable. The
+// identity is zero if the claim has the name of another one.
 func Inspect(lease *coordinationv1.Lease) (id taskpod.Identity, holders []Holder, ok bool) {
 	id, _ = identityOf(lease)
 	holders, ok = read(lease, time.Time{})

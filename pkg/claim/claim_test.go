@@ -90,7 +90,7 @@ func leaseOf(t *testing.T, c client.Reader, line string) *coordinationv1.Lease {
 	return lease
 }
 
-// holdersOf is what a claim says, one word a holder.
+// holdersOf returns the content of a claim, one word a holder.
 func holdersOf(t *testing.T, c client.Reader, line string) string {
 	t.Helper()
 	lease := leaseOf(t, c, line)
@@ -241,7 +241,7 @@ func TestTake(t *testing.T) {
 		"ended, same environment": {[]client.Object{lease("n", held("x alpha~", "x1", long)), ended(newPod("x alpha~", "x1"))}, "n alpha~",
 			"admit: x/x1@1m30s n/n1@0s"},
 		"checked": {[]client.Object{lease("n", held("x alpha~", "x1", 0)), checked(newPod("x alpha~", "x1"))}, "n beta~", "admit: n/n1@0s"},
-		// Matching by name would take it for the holder.
+		// Matching by name would treat it as the holder.
 		"another pod under the name, other task": {[]client.Object{lease("n", held("x alpha~", "x1", long)), newPod("x alpha~ task_id=other", "x2")}, "n beta~", "admit: n/n1@0s"},
 		"another pod under the name, this task": {[]client.Object{lease("n", held("x alpha!", "x1", long)), newPod("x alpha!", "x2")}, "n beta!",
 			"admit: x/x2@1h0m0s n/n1@0s"},
@@ -253,7 +253,7 @@ func TestTake(t *testing.T) {
 			"admit: n/n0@1m30s n/n1@0s"},
 		"written before":               {[]client.Object{lease("n", held("n alpha~", "n1", time.Second))}, "n alpha~", "admit: n/n1@0s"},
 		"same name, other environment": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n beta~", "admit: n/n0@1s n/n1@0s"},
-		// A claim that says nothing may hold anything.
+		// An unreadable claim may have any holder.
 		"no annotation":                         {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations = nil })}, "n", "InFlight: garbage /@0s"},
 		"no JSON":                               {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "hello" })}, "n", "InFlight: garbage /@0s"},
 		"empty list":                            {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "[]" })}, "n", "InFlight: garbage /@0s"},
@@ -278,7 +278,7 @@ func TestTake(t *testing.T) {
 				got := "admit: "
 				switch {
 				case apierrors.IsServiceUnavailable(err):
-					if want := "there are 64 pods of jobs/foo-bar-dag-id/foo-bar-task-id/run_id=scheduled__2023-03-08T0130000000-77fa57adf that Airflow still finds; delete those that have ended"; !strings.Contains(err.Error(), want) {
+					if want := "Airflow still finds 64 pods of jobs/foo-bar-dag-id/foo-bar-task-id/run_id=scheduled__2023-03-08T0130000000-77fa57adf; delete those that have ended"; !strings.Contains(err.Error(), want) {
 						t.Errorf("%v lacks %q", err, want)
 					}
 					got = "503: "
@@ -367,7 +367,7 @@ func failing(c client.WithWatch, times int, err error) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
 			if failed.Add(1) <= int64(times) {
-				// It has been written, but nobody hears of it.
+				// The write succeeds, but its response is lost.
 				if createErr := c.Create(ctx, obj, opts...); createErr != nil {
 					return createErr
 				}
@@ -414,7 +414,7 @@ func TestTakeWhenTheAPIServerFails(t *testing.T) {
 			if !strings.HasPrefix(got, tc.want) || err == nil && !d.Allowed {
 				t.Errorf("%s, %+v", got, d)
 			}
-			if cure := "; namespace solepod, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations"; strings.HasSuffix(got, cure) != tc.cure {
+			if cure := "; namespace solepod, or the permission to write claims in it, is missing: install solepod again, or delete its webhook configurations"; strings.HasSuffix(got, cure) != tc.cure {
 				t.Errorf("%s, with the cure: want %v", got, tc.cure)
 			}
 			if tc.times == never && !apierrors.IsServiceUnavailable(err) {
@@ -604,7 +604,7 @@ func TestPodEvents(t *testing.T) {
 		"checked":              {before: meta("x", "1"), after: meta("x already_checked=True", "1"), want: []string{at(own, "0s"), at(own, "0s")}},
 		"another task's now":   {before: meta("x", "1"), after: meta("x run_id=other", "1"), want: []string{at(own, "0s"), at(other, "0s")}},
 		"no task pod any more": {before: meta("x", "1"), after: meta("x airflow-worker=1", "1"), want: []string{at(own, "0s")}},
-		// What a watch tells of after an interruption.
+		// What a watch reports after an interruption.
 		"deleted and created again": {before: meta("x", "1"), after: meta("x", "2"), want: []string{at(own, "0s"), at(own, "0s")}, gone: true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -8,16 +8,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// DeletedPods remembers pods whose watch has told of their end, for as long as a claim
-// could take them for in flight. Every replica has one, so that a task whose pod
-// was deleted need not wait for the leader. Such a pod may live on without the
-// label that the watch selects by: only the API server knows.
+// DeletedPods remembers pods whose end the watch has reported, for as long as a
+// claim could treat them as in flight. Every replica has one, so that a task whose
+// pod was deleted need not wait for the leader. The pod may still exist without
+// the label that the watch selects by, so the API server must confirm its end.
 type DeletedPods struct{ uids *utilcache.Expiring }
 
-// NewDeletedPods returns an empty Gone.
+// NewDeletedPods returns an empty DeletedPods.
 func NewDeletedPods() *DeletedPods { return &DeletedPods{utilcache.NewExpiring()} }
 
-// Has reports whether a pod has been seen, and its watch has told of its end.
+// Has reports whether the watch has reported the end of a pod.
 func (g *DeletedPods) Has(uid types.UID) bool {
 	_, ok := g.uids.Get(uid)
 	return ok
@@ -25,12 +25,12 @@ func (g *DeletedPods) Has(uid types.UID) bool {
 
 func (g *DeletedPods) add(uid types.UID) { g.uids.Set(uid, nil, 2*GracePeriod) }
 
-// Watch learns from an informer on pods.
+// Watch adds the pods whose end an informer reports.
 func (g *DeletedPods) Watch(pods cache.Informer) error {
 	_, err := pods.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(before, after any) {
-			// A watch that was interrupted tells of a deletion and a creation
-			// under the same name as of one update.
+			// An interrupted watch reports a deletion and a creation with the same
+			// name as one update.
 			if before, after := before.(client.Object), after.(client.Object); before.GetUID() != after.GetUID() {
 				g.add(before.GetUID())
 			}
@@ -39,7 +39,7 @@ func (g *DeletedPods) Watch(pods cache.Informer) error {
 			if last, missed := object.(toolscache.DeletedFinalStateUnknown); missed {
 				object = last.Obj
 			}
-			// The last state may be unknown altogether.
+			// The last state may be missing.
 			if pod, known := object.(client.Object); known {
 				g.add(pod.GetUID())
 			}

@@ -21,8 +21,8 @@ type (
 	queue      = workqueue.TypedRateLimitingInterface[Request]
 )
 
-// podEvents turns what happens to pods into requests, and adds those that go
-// to gone: whoever handles the request must know already.
+// podEvents turns events of pods into requests. It adds deleted pods to gone
+// before it adds the request, because the Reconciler needs to know them.
 func podEvents(gone *DeletedPods) handler.TypedEventHandler[podEvent, Request] {
 	return handler.TypedFuncs[podEvent, Request]{
 		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[podEvent], q queue) {
@@ -31,7 +31,7 @@ func podEvents(gone *DeletedPods) handler.TypedEventHandler[podEvent, Request] {
 			}
 		},
 		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[podEvent], q queue) {
-			replaced := e.ObjectOld.UID != e.ObjectNew.UID // see Gone.Watch
+			replaced := e.ObjectOld.UID != e.ObjectNew.UID // see DeletedPods.Watch
 			if replaced {
 				gone.add(e.ObjectOld.UID)
 			}
@@ -62,18 +62,19 @@ func claimOfPod(object podEvent) Request {
 	return Request(Name(id))
 }
 
-// leaseEvents turns what happens to claims into requests. A new claim is looked at
-// together with its pod, which comes after it: once, and not while the pod is
-// being created.
+// leaseEvents turns events of claims into requests. The request for a new claim is
+// delayed until its pod, which is created after it, has probably arrived as well.
 func leaseEvents() handler.TypedEventHandler[leaseEvent, Request] {
-	look := func(lease leaseEvent, q queue, after time.Duration) {
-		if strings.HasPrefix(lease.Name, prefix) { // others are such as the one of the leader election
+	enqueue := func(lease leaseEvent, q queue, after time.Duration) {
+		if strings.HasPrefix(lease.Name, prefix) { // not the Lease of the leader election
 			q.AddAfter(Request(lease.Name), after)
 		}
 	}
 	return handler.TypedFuncs[leaseEvent, Request]{
-		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[leaseEvent], q queue) { look(e.Object, q, adoptAfter) },
-		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[leaseEvent], q queue) { look(e.ObjectNew, q, 0) },
-		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[leaseEvent], q queue) { look(e.Object, q, 0) },
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[leaseEvent], q queue) {
+			enqueue(e.Object, q, adoptAfter)
+		},
+		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[leaseEvent], q queue) { enqueue(e.ObjectNew, q, 0) },
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[leaseEvent], q queue) { enqueue(e.Object, q, 0) },
 	}
 }

@@ -56,9 +56,8 @@ func strict(t *testing.T, objects ...client.Object) client.WithWatch {
 	})
 }
 
-// FuzzClaim edits a claim, and has the pods of its task taken, repaired and
-// looked at. Whatever it says, the task can be run again as soon as what it
-// says may be true has passed.
+// FuzzClaim edits a claim, and takes, repairs and inspects it. Whatever its content,
+// the task can run again as soon as all its holders have expired.
 func FuzzClaim(f *testing.F) {
 	ofNobody := func(holders ...Holder) string {
 		raw, err := json.Marshal(holders)

@@ -32,7 +32,7 @@ import (
 // This file explores all interleavings of creators, the Reconciler, the people
 // who delete pods, and time, over an in-memory API server: every order of every
 // single call to it. It is the real Take and the real Reconcile that run. They
-// are made to stop after each call by running them anew for each step: the
+// stop after each call, because each step runs them again from the start: the
 // answers they have had so far are played to them again, the next call is
 // answered by the state of the moment, and the one after that stops them.
 //
@@ -69,8 +69,7 @@ func (r *run) call(operation func(*state) answer) answer {
 	return r.answers[r.played-1]
 }
 
-// note answers by something that a process knows by itself at its last call,
-// so that asking is no step.
+// note answers with local state of a process at its last call: reading it is no step.
 func (r *run) note(known func(*state) any) any {
 	if r.played == len(r.answers) {
 		r.answers = append(slices.Clip(r.answers), answer{object: known(r.state)})
@@ -220,13 +219,13 @@ func (c cached) ByIndex(_, key string) ([]any, error) {
 	}).object.([]any), nil
 }
 
-// creator is a client that asks the API server for a pod. The API server asks
-// a guard, once for each UID, as often as it repeats the request by itself.
+// creator is a client that creates a pod. The API server sends a review to a guard
+// for each UID, and repeats the request with a new UID.
 type creator struct {
 	pod  string // a line for newPod
 	uids []types.UID
 	// relabels is set on a client that does not create the pod, but puts back the
-	// label by which Airflow and the watches know a task pod.
+	// label that Airflow and the watches select task pods by.
 	relabels bool
 }
 
@@ -254,9 +253,9 @@ const (
 // scenario is what can happen, and how often.
 type scenario struct {
 	creators []creator
-	existing []string // pods that nobody has claimed, older than all that happens
-	// caches is set where guards know the pods that have been there for
-	// GracePeriod. Elsewhere they know nothing but claims.
+	existing []string // pods without a claim, older than all events
+	// caches is set if the caches of guards have the pods that are older than
+	// GracePeriod. Otherwise, guards have claims only.
 	caches bool
 	moves
 }
@@ -277,7 +276,7 @@ type state struct {
 	now          time.Time
 	incarnations int
 	known        map[string]*corev1.Pod // to the caches of all guards
-	gone         []types.UID            // deletions that the watches have told of
+	gone         []types.UID            // deletions that the watches have reported
 	creators     []progress
 	reconciler   progress
 	left         moves
@@ -319,9 +318,8 @@ func (s *state) key() [sha256.Size]byte {
 	return sha256.Sum256(b.Bytes())
 }
 
-// fingerprint writes what a process may have learned from an answer. It panics on
-// a type that it does not know: two states that differ in what it holds would be
-// taken for one.
+// fingerprint writes what a process may have read from an answer. It panics on an
+// unknown type: two states that differ in its content would count as one.
 func fingerprint(b *bytes.Buffer, object any) {
 	switch object := object.(type) {
 	case nil:
@@ -357,10 +355,10 @@ func newPod(line string, uid types.UID) *corev1.Pod {
 
 // protocol is the code under test: the real one, or one of the broken variants.
 type protocol struct {
-	server    func(*run) API // as guards see it
+	server    func(*run) API // as guards use it
 	take      func(ctx context.Context, claims *Claimer, n policy.Submission) policy.Decision
 	reconcile func(ctx context.Context, r *run, req Request)
-	// uid is a pod's UID, of which a variant may take another view.
+	// uid returns the UID of a pod, which a variant may change.
 	uid func(pod string, uid types.UID) types.UID
 }
 
@@ -582,7 +580,7 @@ func (e *explorer) movesOfReconciler(s *state, next func(string, func(*state))) 
 		}
 	}
 	if s.left.reconciliations == 0 && s.reconciler.phase == idle {
-		return // nobody reads the cache any more
+		return // the cache is not read any more
 	}
 	if !maps.Equal(s.leases, s.cache.leases) {
 		next("the watch of claims catches up", func(s *state) { s.cache.leases = maps.Clone(s.leases) })
@@ -592,7 +590,7 @@ func (e *explorer) movesOfReconciler(s *state, next func(string, func(*state))) 
 	}
 }
 
-// taskPods are the pods that a watch tells of: it selects by the label.
+// taskPods returns the pods that a watch reports: it selects by the label.
 func (s *state) taskPods() map[string]*corev1.Pod {
 	pods := maps.Clone(s.pods)
 	maps.DeleteFunc(pods, func(_ string, pod *corev1.Pod) bool { return !isTask(pod) })
@@ -885,7 +883,7 @@ func (c *podsFirst) Get(ctx context.Context, key client.ObjectKey, out client.Ob
 
 func (c *podsFirst) ByIndex(string, string) ([]any, error) { return c.pods, nil }
 
-// impatient takes every holder for an old one.
+// impatient treats every holder as an old one.
 type impatient struct{ server }
 
 func (s impatient) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {
@@ -911,7 +909,7 @@ func (s cachedPods) Get(ctx context.Context, key client.ObjectKey, out client.Ob
 	return s.server.Get(ctx, key, out, opts...)
 }
 
-// labelled has only the pods that a watch tells of.
+// labelled has only the pods that a watch reports.
 type labelled struct{ server }
 
 func (s labelled) Get(ctx context.Context, key client.ObjectKey, out client.Object, opts ...client.GetOption) error {

@@ -10,43 +10,43 @@ import (
 	"github.com/solepod/solepod/pkg/policy"
 )
 
-// Metrics tells of claims. It is a prometheus.Collector; a nil one hears of
-// nothing.
+// Metrics are the metrics of claims. It implements prometheus.Collector. The
+// methods of a nil Metrics do nothing.
 type Metrics struct {
 	duration       *prometheus.HistogramVec
 	adopted, swept prometheus.Counter
 	claims         *prometheus.Desc
 
 	mu     sync.Mutex
-	states map[string]condition // by claim, on the leader
+	states map[string]condition // by name of the claim, on the leader
 }
 
-// condition is what the Reconciler has last seen of a claim.
+// condition is the state of a claim when the Reconciler last read it.
 type condition string
 
 const (
-	stateHeld     condition = "held"      // by a pod that is there
-	stateInFlight condition = "in_flight" // by pods none of which is there yet
+	stateHeld     condition = "held"      // by a pod that exists
+	stateInFlight condition = "in_flight" // none of its pods exists yet
 )
 
-// NewMetrics returns metrics that know of nothing yet.
+// NewMetrics returns empty metrics.
 func NewMetrics() *Metrics {
 	return &Metrics{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "solepod_claim_duration_seconds",
-			Help:    "How long it took to take a claim, with all waiting for others. outcome is taken, denied or failed.",
+			Help:    "Time to take a claim, including the wait for conflicting pods in flight. outcome is taken, denied or failed.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14), // to 8 s
 		}, []string{"outcome"}),
 		adopted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "solepod_claims_adopted_total",
-			Help: "Pods that the leader put into claims because nobody had asked solepod about them.",
+			Help: "Pods that the leader added to claims because they were created without solepod.",
 		}),
 		swept: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "solepod_claims_swept_total",
-			Help: "Pods that the leader dropped from claims because they are gone, or done.",
+			Help: "Pods that the leader removed from claims because they were deleted or checked.",
 		}),
 		claims: prometheus.NewDesc("solepod_claims",
-			"Claims by state: held by a pod, or in_flight, where none of its pods is there yet. Only the leader has any.", []string{"state"}, nil),
+			"Claims by state: held (a pod of the claim exists) or in_flight (none exists yet). Only the leader reports them.", []string{"state"}, nil),
 		states: map[string]condition{},
 	}
 }
@@ -84,7 +84,7 @@ func (m *Metrics) took(began time.Time, d policy.Decision, err error) {
 	m.duration.WithLabelValues(outcome).Observe(time.Since(began).Seconds())
 }
 
-// repaired notes what the Reconciler has made of the holders of a claim.
+// repaired records a repair: the holders before, and those after it.
 func (m *Metrics) repaired(claim string, seen []observation, next []Holder) {
 	if m == nil {
 		return

@@ -24,27 +24,27 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Request asks the Reconciler to look at the claim of this name.
+// Request is the name of a claim to reconcile.
 type Request string
 
-// Reconciler makes claims say what is true: it adopts pods that are in no
-// claim, drops holders whose pods are gone or no longer found by Airflow, and
-// deletes claims without holders. The package comment says what it may do.
+// Reconciler repairs claims: it adds pods that are in no claim, removes holders
+// whose pods were deleted or that Airflow no longer finds, and deletes claims
+// without holders. The package comment states when it may do so.
 //
-// It works from caches, of which it always reads the claim before the pods: of
-// a pod that is newer than its view of the claim it learns by a conflict, and
-// not the other way round, where it would take a new claim's pod for missing.
+// It reads caches, and always the claim before the pods. A pod that is newer than
+// the cached claim then leads to a conflict. In the other order, the pod of a new
+// claim would seem to be missing.
 type Reconciler struct {
-	// Cache has Leases of the claims' namespace.
+	// Cache contains the claims.
 	Cache interface {
 		Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error
 	}
-	// Pods are those that are known, all over the cluster.
+	// Pods contains the task pods of the cluster.
 	Pods      podindex.Index
 	API       API
 	Namespace string
 	Settings  policy.Settings
-	// Gone reports whether a pod has been seen, and its watch has told of its end.
+	// Deleted reports whether the watch has reported the end of a pod.
 	Deleted func(types.UID) bool
 	Now     func() time.Time
 	// Metrics may be nil.
@@ -52,20 +52,19 @@ type Reconciler struct {
 }
 
 const (
-	// adoptAfter is how long after a pod its claim is looked for, and after a claim
-	// its pod. The watch of the claims needs a moment to tell of what was there
-	// before the pod.
+	// adoptAfter is the delay from the event of a pod, or of a new claim, to its
+	// reconciliation. The event of the claim, which is older than the pod, can arrive
+	// later than that of the pod.
 	adoptAfter = time.Second
-	// retryAfter is when a claim is looked at again that somebody else was
-	// writing.
+	// retryAfter is the delay after a conflicting write.
 	retryAfter = 100 * time.Millisecond
 
-	// workers is how many claims are written at once.
+	// workers is the number of claims that are reconciled concurrently.
 	workers = 4
 )
 
-// SetupWithManager runs the Reconciler in a manager, on the leader. What it sees
-// go is added to gone.
+// SetupWithManager runs the Reconciler on the leader. It adds the pods whose end it
+// observes to gone.
 func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *DeletedPods) error {
 	c, err := controller.NewTyped("claims", mgr, controller.TypedOptions[Request]{
 		Reconciler: r, MaxConcurrentReconciles: workers,
@@ -88,7 +87,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, req Request) (reconcile.Resu
 	return reconcile.Result{RequeueAfter: wait}, err
 }
 
-// reconcile repairs a claim, and returns when it may need the next repair.
+// reconcile repairs a claim. It returns the time until the next repair may be
+// needed, or 0.
 func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Duration, err error) {
 	name := string(req)
 	var lease coordinationv1.Lease
@@ -97,7 +97,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 		return 0, fmt.Errorf("reading claim %s: %w", name, err)
 	}
 	none := err != nil
-	// Before the pods, see above.
+	// After the claim: see Reconciler.
 	pods, err := podindex.List(r.Pods, strings.TrimPrefix(name, prefix))
 	if err != nil {
 		return 0, err
@@ -140,8 +140,8 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	return wait, err
 }
 
-// sight finds the pods of holders in the cache, and asks the API server for
-// those that have ended, or are missing without the excuse of being in flight.
+// observe finds the pods of holders in the cache. It reads those from the API
+// server that are missing and not in flight, or whose end was reported.
 func (r *Reconciler) observe(ctx context.Context, id taskpod.Identity, holders []Holder, pods []taskpod.Pod, now time.Time) ([]observation, error) {
 	seen := make([]observation, 0, len(holders))
 	for _, h := range holders {
@@ -159,7 +159,7 @@ func (r *Reconciler) observe(ctx context.Context, id taskpod.Identity, holders [
 	return seen, nil
 }
 
-// remove deletes a claim, unless somebody has written it since it was read.
+// remove deletes a claim, unless it has changed since it was read.
 func (r *Reconciler) remove(ctx context.Context, lease *coordinationv1.Lease) error {
 	err := r.API.Delete(ctx, lease, client.Preconditions{UID: &lease.UID, ResourceVersion: &lease.ResourceVersion})
 	if apierrors.IsConflict(err) {

@@ -17,9 +17,8 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// API is what claims need of the API server: uncached, so that a read is of
-// what etcd has. There is no List, whose cost would grow with the cluster.
-// A client.Client has these methods.
+// API is the uncached part of a client.Client that claims use: a read must return
+// the state in etcd. There is no List, because its cost grows with the cluster.
 type API interface {
 	Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error
 	Create(ctx context.Context, obj client.Object, opts ...client.CreateOption) error
@@ -30,13 +29,13 @@ type API interface {
 // Claimer takes claims.
 type Claimer struct {
 	API API
-	// Namespace is where the claims are: solepod's own.
+	// Namespace is that of the claims: solepod's own.
 	Namespace string
 	Settings  policy.Settings
-	// Gone reports whether a pod has been seen, and its watch has told of its end.
+	// Deleted reports whether the watch has reported the end of a pod.
 	Deleted func(types.UID) bool
-	// Patience is how long Take waits for a pod in flight to appear, or to be told
-	// that it has come and gone, before it denies.
+	// Patience is how long Take waits for a conflicting pod in flight to be created,
+	// or to be deleted again, before it denies.
 	Patience time.Duration
 	// Metrics may be nil.
 	Metrics *Metrics
@@ -44,13 +43,12 @@ type Claimer struct {
 	after func(time.Duration) <-chan time.Time // nil for time.After
 }
 
-// Take decides on a pod beside all that have been admitted for its task, and
-// claims the task for it if it is admitted. A dry run writes nothing, and
-// neither does a denial.
+// Take decides on a new pod with all pods that were admitted for its task. If it
+// admits the pod, it writes the pod into the claim, except in a dry run.
 //
-// It answers within the deadline of ctx: with a denial if others are creating
-// pods of this task faster than it can look, with an error of status 503 if
-// the API server does not answer, or the claim is full.
+// It returns before the deadline of ctx. If the claim changes faster than it can be
+// read, Take returns a denial. If the API server does not respond, or the claim is
+// full, it returns an error of status 503.
 func (c *Claimer) Take(ctx context.Context, n policy.Submission, dryRun bool) (d policy.Decision, err error) {
 	began := time.Now()
 	defer func() { c.Metrics.took(began, d, err) }()
@@ -71,8 +69,8 @@ func (c *Claimer) Take(ctx context.Context, n policy.Submission, dryRun bool) (d
 	return own, err
 }
 
-// take puts mine among the holders of one claim. The common case, that there
-// is no claim yet, costs one write and no read. Marks are mostly there already.
+// take adds mine to the holders of one claim. In the common case, the claim does not
+// exist, and take needs one write and no read. Family placeholders mostly exist.
 func (c *Claimer) take(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, dryRun bool) (policy.Decision, error) {
 	began := time.Now()
 	assumeNone := !mine.Family && !dryRun
@@ -94,8 +92,8 @@ func (c *Claimer) take(ctx context.Context, id taskpod.Identity, n policy.Submis
 		case errors.Is(err, errFull) || !transient(err):
 			return policy.Decision{}, err
 		}
-		// After a write that failed on its way nobody knows whether it has
-		// arrived. If so, it is found in the claim, and repeats mine.
+		// A write without a response may have succeeded. The next attempt then finds
+		// its holder in the claim.
 		assumeNone = false
 		select {
 		case <-after(backoff.Step()):
@@ -112,12 +110,12 @@ func (c *Claimer) take(ctx context.Context, id taskpod.Identity, n policy.Submis
 	}
 }
 
-// errContended is a write that failed because somebody else's came first.
-var errContended = errors.New("somebody else wrote first")
+// errContended is the error of a write to a claim that has changed since it was read.
+var errContended = errors.New("conflicting write to the claim")
 
 var errFull = apierrors.NewServiceUnavailable("the claim is full")
 
-// attempt is one round of read, decide and write.
+// attempt reads a claim, decides and writes the claim, once.
 func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Submission, mine Holder, assumeNone, dryRun bool) (policy.Decision, error) {
 	lease := coordinationv1.Lease{}
 	lease.Namespace, lease.Name = c.Namespace, Name(id)
@@ -140,7 +138,7 @@ func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Sub
 		return decision, nil
 	}
 	if len(holders) > maxHolders {
-		return policy.Decision{}, fmt.Errorf("%w: there are %d pods of %s that Airflow still finds; delete those that have ended",
+		return policy.Decision{}, fmt.Errorf("%w: Airflow still finds %d pods of %s; delete those that have ended",
 			errFull, len(holders)-1, id)
 	}
 	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel); err != nil {
@@ -149,8 +147,8 @@ func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Sub
 	return decision, save(ctx, c.API, &lease)
 }
 
-// save creates a Lease, or updates one that has been read, unless somebody
-// else has written it since.
+// save creates a Lease, or updates one that was read. It returns errContended if
+// the Lease has changed since.
 func save(ctx context.Context, api API, lease *coordinationv1.Lease) error {
 	if lease.ResourceVersion == "" {
 		err := api.Create(ctx, lease)
@@ -172,14 +170,14 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 	}
 	cure := ""
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-		// It is not the claim that is not found. The namespace goes together with
-		// solepod's Role and ServiceAccount, any of them first.
-		cure = fmt.Sprintf("; namespace %s, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations", lease.Namespace)
+		// NotFound is about the namespace. When the namespace is deleted, so are
+		// solepod's Role and ServiceAccount, in any order.
+		cure = fmt.Sprintf("; namespace %s, or the permission to write claims in it, is missing: install solepod again, or delete its webhook configurations", lease.Namespace)
 	}
 	return fmt.Errorf("%s claim %s: %w%s", doing, lease.Name, err, cure)
 }
 
-// sight looks at the API server for the pod of each holder.
+// observe reads the pod of each holder from the API server.
 func (c *Claimer) observe(ctx context.Context, id taskpod.Identity, holders []Holder) ([]observation, error) {
 	seen := make([]observation, 0, len(holders))
 	for _, h := range holders {
@@ -192,11 +190,11 @@ func (c *Claimer) observe(ctx context.Context, id taskpod.Identity, holders []Ho
 	return seen, nil
 }
 
-// look reads the pod under a holder's name. A pod of another task is as good as
-// none. The very pod is gone if ended, which is what its watch told before, and
-// the API server has it no more. Neither is enough by itself: the watch selects
-// by label, and tells of a pod that lost it as of one that was deleted; and a pod
-// that the API server does not have may still be created.
+// lookUpPod reads the pod with the name of a holder. A pod of another task counts
+// as missing. The pod of the holder is gone if its watch has reported its end (ended)
+// and the API server does not have it. Both are necessary. The watch selects by
+// label, and reports a pod that lost its label as deleted. And a pod that the API
+// server does not have may still be created.
 func lookUpPod(ctx context.Context, api API, id taskpod.Identity, h Holder, ended bool) (observation, error) {
 	x := observation{Holder: h}
 	if h.Pod == "" || id == (taskpod.Identity{}) {
@@ -216,12 +214,12 @@ func lookUpPod(ctx context.Context, api API, id taskpod.Identity, h Holder, ende
 	return x, nil
 }
 
-// transient reports whether an error may be gone on the next attempt. All
-// writes of claims may be repeated.
+// transient reports whether the next attempt may succeed. All writes of claims can
+// be repeated.
 func transient(err error) bool {
 	var answer apierrors.APIStatus
 	if !errors.As(err, &answer) {
-		return true // there was no answer; the ways in which connections break have no end
+		return true // there was no response, for whatever reason
 	}
 	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
 		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)

@@ -20,8 +20,8 @@ func Default() Configuration {
 	return c
 }
 
-// Load reads the configuration from a file; an empty path means Default. The
-// error names each wrong field, its value and what it may be.
+// Load reads the configuration from a file. An empty path means Default. The error
+// names each invalid field, its value and the valid values.
 func Load(path string) (Configuration, error) {
 	if path == "" {
 		return Default(), nil
@@ -37,7 +37,7 @@ func Load(path string) (Configuration, error) {
 	return c, nil
 }
 
-// String is the configuration in one line, as the log of a start shows it.
+// String returns the configuration in one line, for the log.
 func (c Configuration) String() string {
 	line, err := json.Marshal(c)
 	if err != nil {
@@ -46,7 +46,7 @@ func (c Configuration) String() string {
 	return string(line)
 }
 
-// Parse is Load for the content of a file.
+// Parse reads the configuration from the content of a file, as Load does.
 func Parse(content []byte) (Configuration, error) {
 	var c Configuration
 	if err := yaml.UnmarshalStrict(content, &c); err != nil {

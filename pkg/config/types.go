@@ -1,5 +1,5 @@
-// Package config is solepod's configuration file: its types, defaults, strict
-// reading and validation.
+// Package config defines solepod's configuration file: its types, defaults and
+// validation. Unknown fields are errors.
 //
 // +groupName=solepod.io
 // +versionName=v1alpha1
@@ -17,71 +17,69 @@ const (
 	Kind       = "Configuration"
 )
 
-// Configuration is the content of the file given by --config. All fields have
-// defaults; unknown fields are errors.
+// Configuration is the content of the file that --config names. All fields have
+// defaults. Unknown fields are errors.
 //
 // +kubebuilder:object:root=true
 type Configuration struct {
 	metav1.TypeMeta `json:",inline"`
 
-	// EnvironmentLabel is the label key that names an Airflow environment, on
-	// namespaces, ServiceAccounts and pods. Default: airflow-environment.
+	// EnvironmentLabel is the key of the environment label, on namespaces,
+	// ServiceAccounts and pods. Default: airflow-environment.
 	EnvironmentLabel string `json:"environmentLabel,omitempty"`
 
-	// Injection says what to do about task pods that do not declare their
-	// environment although it is known. Default: Stamp.
+	// Injection is what happens to task pods that do not declare their environment
+	// if the requester has one. Default: Stamp.
 	Injection Injection `json:"injection,omitempty"`
 
-	// Environments says more about single environments. An environment need not
-	// be listed: labels name it. Default: none.
+	// Environments has settings of single environments. An environment that a label
+	// names need not be listed. Default: none.
 	Environments []Environment `json:"environments,omitempty"`
 
-	// Enforcement says what a denial does. Default: Deny.
+	// Enforcement is the effect of a denial. Default: Deny.
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
-	// Retries says what becomes of the pod of an earlier try, if the same
-	// environment creates one for a later try. Default: Allow.
+	// Retries is what happens to the pod of an earlier try when the same environment
+	// creates the pod of a later try. Default: Allow.
 	Retries Retries `json:"retries,omitempty"`
 
-	// ForeignAccess says what happens when one environment updates, deletes or
-	// connects to a task pod of another. Nothing is denied unless Enforcement
-	// is Deny as well. Default: Deny.
+	// ForeignAccess is what happens when one environment updates, deletes or connects
+	// to a task pod of another. Deny has an effect only if Enforcement is Deny, too.
+	// Default: Deny.
 	ForeignAccess ForeignAccess `json:"foreignAccess,omitempty"`
 
-	// Disclosure says how much a denial tells of another environment's pod.
-	// solepod's own log has it all. Default: Full.
+	// Disclosure is how much a denial discloses about the pod of another environment.
+	// The log of solepod always has the full message. Default: Full.
 	Disclosure Disclosure `json:"disclosure,omitempty"`
 
-	// Claims are the settings of the claims that decide among creates at the
-	// same moment.
+	// Claims are the settings of claims, which decide between concurrent creates.
 	Claims ClaimSettings `json:"claims,omitempty"`
 
-	// OnError says what happens to a task pod that solepod cannot decide on
-	// because the API server does not answer it. Default: Deny.
+	// OnError is what happens to a task pod if solepod cannot decide on it, for example
+	// because the API server does not respond. Default: Deny.
 	OnError OnError `json:"onError,omitempty"`
 }
 
-// Environment is what cannot be said by a label.
+// Environment has settings of one environment.
 type Environment struct {
 	// Name is the value of the environment label. Required.
 	Name string `json:"name"`
 
-	// Users are the names of users who belong to the environment, such as an
-	// Airflow outside the cluster. This goes before all labels.
+	// Users are the names of users that belong to the environment, for example of an
+	// Airflow outside the cluster. They take precedence over labels.
 	Users []string `json:"users,omitempty"`
 
-	// Groups are groups of users who belong to the environment.
+	// Groups are groups of users that belong to the environment.
 	Groups []string `json:"groups,omitempty"`
 
-	// ServiceAccounts, as namespace/name, belong to the environment.
+	// ServiceAccounts belong to the environment. Each has the form namespace/name.
 	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
 }
 
 // ClaimSettings are the settings of claims.
 type ClaimSettings struct {
-	// Patience is how long an admission waits for another pod of the task, which
-	// was admitted but cannot be seen yet, before it is denied as InFlight.
-	// At most 5s. Default: 1s.
+	// Patience is how long a create waits for a conflicting pod in flight before it is
+	// denied with InFlight. At most 5s. Default: 1s.
 	Patience *metav1.Duration `json:"patience,omitempty"`
 }
 
@@ -90,9 +88,9 @@ type Injection string
 
 // Values of Injection.
 const (
-	// InjectionOff leaves pods as they are.
+	// InjectionOff does not change pods.
 	InjectionOff Injection = "Off"
-	// InjectionStamp adds the environment label to pods that lack it.
+	// InjectionStamp adds the environment label to pods without one.
 	InjectionStamp Injection = "Stamp"
 	// InjectionRequire denies pods that do not declare their environment.
 	InjectionRequire Injection = "Require"
@@ -103,11 +101,11 @@ type Enforcement string
 
 // Values of Enforcement.
 const (
-	// EnforcementDeny rejects the request.
+	// EnforcementDeny denies the request.
 	EnforcementDeny Enforcement = "Deny"
 	// EnforcementWarn admits it with an admission warning.
 	EnforcementWarn Enforcement = "Warn"
-	// EnforcementAudit admits it and notes the denial in log, metrics, event and audit annotation.
+	// EnforcementAudit admits it and records the denial in log, metrics, event and audit annotation.
 	EnforcementAudit Enforcement = "Audit"
 )
 
@@ -116,7 +114,7 @@ type Retries string
 
 // Values of Retries.
 const (
-	// RetriesAllow leaves the earlier pod alone.
+	// RetriesAllow does not change the earlier pod.
 	RetriesAllow Retries = "Allow"
 	// RetriesSupersede marks the earlier pod as checked, so that Airflow no
 	// longer finds it, and deletes it.
@@ -128,11 +126,11 @@ type ForeignAccess string
 
 // Values of ForeignAccess.
 const (
-	// ForeignAccessDeny rejects the request.
+	// ForeignAccessDeny denies the request.
 	ForeignAccessDeny ForeignAccess = "Deny"
-	// ForeignAccessAudit admits it and notes the denial in log, metrics, event and audit annotation.
+	// ForeignAccessAudit admits it and records the denial in log, metrics, event and audit annotation.
 	ForeignAccessAudit ForeignAccess = "Audit"
-	// ForeignAccessOff does not look.
+	// ForeignAccessOff admits all requests.
 	ForeignAccessOff ForeignAccess = "Off"
 )
 
@@ -141,11 +139,10 @@ type Disclosure string
 
 // Values of Disclosure.
 const (
-	// DisclosureFull names the pod that is in the way, its environment and who
-	// asked, so that whoever reads the task log knows what to do.
+	// DisclosureFull names the conflicting pod, its environment and the requester.
 	DisclosureFull Disclosure = "Full"
-	// DisclosureDiscreet says only that another environment has such a pod, for
-	// environments that must not know of one another.
+	// DisclosureDiscreet reports only that another environment has a conflicting pod,
+	// for tenants that must not see one another.
 	DisclosureDiscreet Disclosure = "Discreet"
 )
 
@@ -154,7 +151,7 @@ type OnError string
 
 // Values of OnError.
 const (
-	// OnErrorDeny rejects the pod with status 500 or 503.
+	// OnErrorDeny denies the pod with status 500 or 503.
 	OnErrorDeny OnError = "Deny"
 	// OnErrorAllow admits it with an admission warning.
 	OnErrorAllow OnError = "Allow"
@@ -170,8 +167,8 @@ func (c *Configuration) Policy() policy.Settings {
 	}
 }
 
-// AccessEnforcement is what a denial of foreign access does: no more than any
-// other denial.
+// AccessEnforcement returns the effect of a denial with ForeignEnvironment or
+// IdentityChanged. It is not stricter than Enforcement.
 func (c *Configuration) AccessEnforcement() Enforcement {
 	if c.ForeignAccess == ForeignAccessAudit {
 		return EnforcementAudit

@@ -42,11 +42,11 @@ func (c *Configuration) validate() field.ErrorList {
 	return errs
 }
 
-// maxPatience leaves time to answer within a webhook's timeout.
+// maxPatience leaves time to respond within the timeout of a webhook.
 const maxPatience = 5 * time.Second
 
-// validateEnvironments sees to it that nobody belongs to two environments by
-// name. Of groups that cannot be known here.
+// validateEnvironments checks that no user, group or ServiceAccount belongs to two
+// environments. A user in groups of two environments is found at the request only.
 func (c *Configuration) validateEnvironments() field.ErrorList {
 	var errs field.ErrorList
 	seen := map[string]bool{}

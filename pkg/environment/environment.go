@@ -1,7 +1,6 @@
-// Package environment finds out which Airflow environment a request comes
-// from: from the configuration, or from a label on the requesting
-// ServiceAccount, on its namespace, or on the namespace of the pod, whichever
-// names one first.
+// Package environment resolves requesters to environments. The first of these that
+// names an environment decides: the configuration, the label of the requesting
+// ServiceAccount, the label of its namespace, the label of the namespace of the pod.
 package environment
 
 import (
@@ -19,22 +18,22 @@ import (
 	"github.com/solepod/solepod/pkg/metadata"
 )
 
-// Resolver knows the environments of requesters.
+// Resolver resolves requesters to environments.
 type Resolver struct {
-	// Label is the key that names an environment.
+	// Label is the key of the environment label.
 	Label string
-	// Environments are those of the configuration. Who belongs to one by name
-	// needs no label.
+	// Environments are those of the configuration. Their users, groups and
+	// ServiceAccounts need no label.
 	Environments []config.Environment
 	// Objects reads ServiceAccounts and Namespaces.
 	Objects metadata.Reader
 }
 
-// Identify returns the environment that a user belongs to: by the
-// configuration, by the label of the ServiceAccount (two Airflow releases often
-// share a namespace), or by that of its namespace; "" for none. It fails if
-// the configuration names several, or the API server could not be asked.
-// Objects that do not exist name no environment.
+// Identify returns the environment of a user: from the configuration, the label of
+// the ServiceAccount (two releases of Airflow often share a namespace), or the label
+// of its namespace. It returns "" if there is none. It fails if the configuration
+// assigns the user to several environments, or a read fails. Objects that do not
+// exist have no environment.
 func (r Resolver) Identify(ctx context.Context, user authenticationv1.UserInfo) (string, error) {
 	env, err := r.configured(user)
 	if env != "" || err != nil {
@@ -50,9 +49,8 @@ func (r Resolver) Identify(ctx context.Context, user authenticationv1.UserInfo) 
 	return r.labelOf(ctx, "Namespace", types.NamespacedName{Name: namespace})
 }
 
-// Resolve returns the environment of a user who creates a pod in podNamespace:
-// the user's own or, without one, the environment that the label of that
-// namespace names.
+// Resolve returns the environment of a user that creates a pod in podNamespace: the
+// user's own or, if there is none, that of the label of podNamespace.
 func (r Resolver) Resolve(ctx context.Context, user authenticationv1.UserInfo, podNamespace string) (string, error) {
 	env, err := r.Identify(ctx, user)
 	if env != "" || err != nil {

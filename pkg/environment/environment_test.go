@@ -80,7 +80,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// An API server that cannot be asked must not turn a known environment into none.
+// A failed read must not turn a known environment into none.
 func TestResolveFails(t *testing.T) {
 	down := interceptor.NewClient(reader(t), interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
@@ -115,7 +115,7 @@ func TestIdentify(t *testing.T) {
 			Username: "airflow@example.com", Groups: []string{"airflow-admins"}}, "outside", ""},
 		"in two environments": {authenticationv1.UserInfo{Username: "airflow@example.com", Groups: []string{"data"}}, "",
 			`the configuration assigns user "airflow@example.com" to several environments: outside, inside; let its users, groups and serviceAccounts name one`},
-		"somebody else": {authenticationv1.UserInfo{Username: "jane"}, "", ""},
+		"another program else": {authenticationv1.UserInfo{Username: "jane"}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := Resolver{Label: "env", Environments: environments, Objects: metadata.Reader{Cache: reader(t, cached...), Live: reader(t)}}

@@ -1,6 +1,5 @@
-// Package page shows a report of package audit as one HTML page: without
-// scripts and without anything from elsewhere, so that it can be kept, sent
-// and opened anywhere.
+// Package page renders a report of package audit as one HTML page. The page has no
+// scripts and loads nothing, so that it can be stored, sent and opened anywhere.
 package page
 
 import (
@@ -19,7 +18,7 @@ import (
 //go:embed page.html
 var source string
 
-// rows bounds each table; the command line has them all.
+// rows is the maximum number of rows of each table; -o wide prints all.
 const rows = 200
 
 // Render writes a report as a page.

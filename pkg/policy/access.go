@@ -29,7 +29,7 @@ type Access struct {
 }
 
 // BecomesTaskPod reports whether an update turns a pod into a task pod. Decide
-// decides on such an update as if it created the pod.
+// decides on such an update like on a create.
 func BecomesTaskPod(before, after taskpod.Pod) bool {
 	return !before.IsTask() && after.IsTask()
 }

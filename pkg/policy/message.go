@@ -11,8 +11,8 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// A message is one line in an Airflow task log. Its reader may never have heard
-// of solepod. It states what happened, the conflicting pod, the task, the
+// A message is one line in an Airflow task log. Its reader may not know
+// solepod. It states what happened, the conflicting pod, the task, the
 // requester and what to do, and ends with the reason code. It contains no quotes
 // and no newlines, because Airflow prints it inside JSON inside a Python repr.
 // Every value from outside solepod passes through safe.

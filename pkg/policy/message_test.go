@@ -101,8 +101,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// To environments that must not know of one another, no word is said that
-// either of them does not know already.
+// A discreet message contains nothing about the other environment.
 func TestDiscreet(t *testing.T) {
 	const task = "Task: foo-bar-task-id of DAG foo-bar-dag-id, run scheduled__2023-03-08T0130000000-77fa57adf, try 1. "
 	discreet := defaults()

@@ -27,8 +27,8 @@ type Settings struct {
 	// RequireDeclared denies pods that do not declare their environment if the
 	// requester has one (injection: Require).
 	RequireDeclared bool
-	// Discreet hides environments from one another: the message of a denial says
-	// that there is a collision, but not with which pod or environment
+	// Discreet hides environments from one another: the message of a denial
+	// names neither the conflicting pod nor its environment
 	// (disclosure: Discreet).
 	Discreet bool
 	// SupersedeRetries replaces the pod of an earlier try of the same environment
@@ -112,7 +112,7 @@ type Decision struct {
 	Code    int32
 	Message string
 	// PublicMessage is what the requester reads: Message or, with
-	// [Settings.Discreet], a message that says nothing about the other environment.
+	// [Settings.Discreet], a message without the other environment.
 	PublicMessage string
 	// Existing is the conflicting pod of a denial. It is nil if the denial does not
 	// depend on another pod.

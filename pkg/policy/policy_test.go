@@ -119,7 +119,7 @@ func TestTable(t *testing.T) {
 						d := Decide(submit("n "+tries+" "+n, ""),
 							[]Existing{{Pod: pod(line), InFlight: state == "in flight"}}, s)
 						if got := summary(d); got != outcome {
-							t.Errorf("%q beside %q (%s), supersede %v: %s, want %s", n+" "+tries, x, state, supersede, got, outcome)
+							t.Errorf("%q with %q (%s), supersede %v: %s, want %s", n+" "+tries, x, state, supersede, got, outcome)
 						}
 						rows++
 					}
@@ -140,9 +140,9 @@ func TestSubmissionAlone(t *testing.T) {
 		settings       Settings
 		want           string
 	}{
-		"nobody known, nothing declared":          {"n", "", defaults(), "admit"},
-		"nobody known, declared":                  {"n alpha!", "", defaults(), "admit"},
-		"nobody known, required":                  {"n", "", require, "admit"},
+		"no requester known, nothing declared":    {"n", "", defaults(), "admit"},
+		"no requester known, declared":            {"n alpha!", "", defaults(), "admit"},
+		"no requester known, required":            {"n", "", require, "admit"},
 		"known, not stamped":                      {"n", "alpha", defaults(), "admit"},
 		"known, stamped":                          {"n alpha~", "alpha", defaults(), "admit"},
 		"known, declared":                         {"n alpha!", "alpha", defaults(), "admit"},
@@ -153,8 +153,8 @@ func TestSubmissionAlone(t *testing.T) {
 		"required, not declared":                  {"n", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, stamped":                       {"n alpha~", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, declares another":              {"n alpha!", "production", require, "403 EnvironmentMismatch"},
-		"the pod of a Job is nobody's":            {"n alpha! owned", "production", require, "admit"},
-		"a mirror pod is nobody's":                {"n alpha! mirror", "production", require, "admit"},
+		"the pod of a Job is not guarded":         {"n alpha! owned", "production", require, "admit"},
+		"a mirror pod is not guarded":             {"n alpha! mirror", "production", require, "admit"},
 		"no task pod: no run":                     {"n alpha! run_id-", "production", require, "admit"},
 		"no task pod: a KubernetesExecutor's pod": {"n alpha! airflow-worker=1", "production", require, "admit"},
 	}
@@ -264,7 +264,7 @@ func TestEvidence(t *testing.T) {
 		{"n alpha! airflow-environment=", "x prod! Succeeded"}: "409 LeftoverEnvironment",
 	} {
 		if got := summary(Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, defaults())); got != want {
-			t.Errorf("%s beside %s: %s, want %s", pods[0], pods[1], got, want)
+			t.Errorf("%s with %s: %s, want %s", pods[0], pods[1], got, want)
 		}
 	}
 }

@@ -52,10 +52,10 @@ func (c *cluster) found(p taskpod.Pod) []taskpod.Pod {
 }
 
 // TestPromise plays arbitrary histories of two tasks, mapped or not, in up to
-// three environments, declared, labelled, stamped or unknown. After each step, whatever
-// the selector of an admitted pod matches beside the pod itself is a retry of
-// the same environment; without retries in the history, and with those that
-// are superseded, it matches exactly that pod.
+// three environments, declared, labelled, stamped or unknown. After each step, the selector of
+// an admitted pod matches the pod itself. Any other pod that it matches is a retry
+// of the same environment. Without retries, and with superseded ones, it matches
+// exactly one pod.
 func TestPromise(t *testing.T) {
 	for _, retries := range []string{"none", "Allow", "Supersede"} {
 		t.Run("retries "+retries, func(t *testing.T) {
@@ -143,9 +143,9 @@ func (c *cluster) onAny(change func(*taskpod.Pod)) func(*rapid.T) {
 	}
 }
 
-// The guard admits without a live look at the existing pods if it would admit
-// beside them alive, whatever became of them since. That is sound because the
-// end of a pod never turns an admission into a denial.
+// The guard does not read the existing pods from the API server if it admits the new
+// pod while they are live. That is correct because the end of a pod never turns an
+// admission into a denial.
 func TestAnEndedPodNeverStandsMoreInTheWay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		draw := func(name string) taskpod.Pod {
@@ -160,7 +160,7 @@ func TestAnEndedPodNeverStandsMoreInTheWay(t *testing.T) {
 		}
 		x.Phase = corev1.PodFailed
 		if d := Decide(n, []Existing{{Pod: x}}, s); !d.Allowed {
-			t.Fatalf("admitted beside a live pod, denied beside an ended one: %s", d.Message)
+			t.Fatalf("admitted with a live pod, denied with an ended one: %s", d.Message)
 		}
 	})
 }

@@ -1,5 +1,5 @@
-// Package retire removes task pods without Airflow's noticing: it tells Airflow
-// first that it is done with them.
+// Package retire removes task pods in a way that Airflow does not notice: it marks a
+// pod as checked before it deletes the pod.
 package retire
 
 import (
@@ -16,16 +16,16 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Annotation is on a pod from when it is marked until it is gone. The rest can
-// be done by whoever comes next, should the deletion fail.
+// Annotation is an annotation of pods that are marked and not deleted yet. If the
+// deletion fails, the next reclaim repeats it.
 const Annotation = "solepod.io/retired"
 
-// ErrChanged says that the pod is gone, or another than the one decided on.
-var ErrChanged = errors.New("it is gone, or has changed")
+// ErrChanged is the error for a pod that was deleted, replaced or changed.
+var ErrChanged = errors.New("the pod was deleted or has changed")
 
-// Pod marks a pod as checked, so that Airflow no longer finds it, and deletes
-// it, if it is still the very pod by its UID. With a resourceVersion, nothing of
-// it may have changed since either. The reason is left in Annotation.
+// Pod marks a pod as checked, so that Airflow no longer finds it, and deletes it. It
+// returns ErrChanged if the pod has another UID or, if resourceVersion is not empty,
+// another version. The reason is the value of Annotation.
 func Pod(ctx context.Context, w client.Writer, pod taskpod.Pod, resourceVersion, reason string) error {
 	object := metadata.Object("Pod")
 	object.Namespace, object.Name = pod.Namespace, pod.Name

@@ -10,9 +10,9 @@ import (
 	"github.com/solepod/solepod/pkg/policy"
 )
 
-// Access is the validating hook on what is done to existing task pods. It
-// keeps environments from one another's pods. It fails open: a pod that cannot
-// be deleted is worse than one that the wrong environment deletes.
+// access is the validating hook for requests on existing task pods. It denies
+// environments access to the pods of others. It fails open: a pod that cannot be
+// deleted is worse than a pod that the wrong environment deletes.
 type access struct {
 	reviewer // onError is Allow
 	enforcer
@@ -71,8 +71,8 @@ func (a *access) handle(ctx context.Context, req admission.Request) (requester p
 	return requester, policy.DecideAccess(access, a.settings), nil
 }
 
-// identify finds out whose the requester is. Where the pod is does not matter:
-// an administrator is nobody's.
+// identify resolves the requester. The namespace of the pod does not matter: an
+// administrator has no environment.
 func (a *access) identify(ctx context.Context, req admission.Request) (policy.Requester, error) {
 	if err := a.cachesUsable(); err != nil {
 		return policy.Requester{}, err

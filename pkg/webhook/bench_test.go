@@ -24,8 +24,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// memory is a cache such as an informer keeps: what a decision costs without
-// anybody else's time.
+// memory is the cache of an informer, without the informer.
 type memory struct {
 	client.Reader
 
@@ -58,7 +57,7 @@ func (m *memory) Get(_ context.Context, key client.ObjectKey, into client.Object
 	return apierrors.NewNotFound(schema.GroupResource{}, key.Name)
 }
 
-// granted is a claim that nobody contends for.
+// granted is a claim without contention.
 type granted struct{}
 
 func (granted) Take(context.Context, policy.Submission, bool) (policy.Decision, error) {

@@ -24,29 +24,28 @@ import (
 
 var errNotSynced = apierrors.NewServiceUnavailable("the caches are still filling")
 
-// reviewer is what both hooks need to understand a review.
+// reviewer is the part that all hooks share.
 type reviewer struct {
 	onError config.OnError
-	// cachesUsable returns an error while the caches are filling, and when they may be
-	// out of date.
+	// cachesUsable returns an error while the caches are filling or may be stale.
 	cachesUsable func() error
 	resolver     environment.Resolver
 	counters     *counters
-	// discreet keeps what is in errors, such as the names of pods, in the log.
+	// discreet keeps the text of errors, such as names of pods, out of responses.
 	discreet bool
 }
 
-// isPod reports whether a review is about a pod itself. Anything else gets
-// here only by a webhook configuration that asks for too much, and is
-// admitted: blocking the cluster would not mend that.
+// isPod reports whether a review is about a pod itself. Other objects are sent only
+// by a wrong webhook configuration. They are admitted: to block the cluster would
+// not fix the configuration.
 func isPod(req admission.Request) bool {
 	return req.Resource.Group == "" && req.Resource.Resource == "pods" && req.SubResource == ""
 }
 
 func isDryRun(req admission.Request) bool { return req.DryRun != nil && *req.DryRun }
 
-// requester finds out who is asking. It fails unless the caches are cachesUsable to
-// decide by: an empty one would know neither environments nor pods.
+// requester resolves the requester. It fails if the caches are not usable: an empty
+// cache has neither environments nor pods.
 func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy.Requester, error) {
 	if err := r.cachesUsable(); err != nil {
 		return policy.Requester{}, err
@@ -55,8 +54,8 @@ func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy
 	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
 }
 
-// podObject is what matters of the pod in a review: a small part of an object
-// of up to 3 MiB.
+// podObject is the part of a pod that decisions need. The object in the review can
+// have 3 MiB.
 type podObject struct {
 	podMeta `json:"metadata"`
 	Status  struct {
@@ -66,8 +65,8 @@ type podObject struct {
 
 func (o *podObject) pod() taskpod.Pod { return taskpod.FromMeta(o, o.Status.Phase) }
 
-// podMeta is an ObjectMeta without the lists that do not matter: three bytes of
-// [{},{},...] would become two hundred.
+// podMeta is an ObjectMeta without the lists that decisions do not need: three bytes
+// of [{},{},...] would take two hundred bytes of memory.
 type podMeta struct {
 	metav1.ObjectMeta
 	Finalizers    skipped `json:"finalizers"`
@@ -84,7 +83,7 @@ type skipped struct{}
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
 func (*skipped) UnmarshalJSONFrom(from *jsontext.Decoder) error { return from.SkipValue() }
 
-// owners are those who control an object, of whom there is one at most.
+// owners has at most one item: the controller of an object.
 type owners []metav1.OwnerReference
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -95,7 +94,7 @@ func (o *owners) UnmarshalJSONFrom(from *jsontext.Decoder) error {
 	if _, err := from.ReadToken(); err != nil {
 		return err
 	}
-	var owner metav1.OwnerReference // one for all: there can be a million
+	var owner metav1.OwnerReference // reused: there can be a million
 	for from.PeekKind() != ']' {
 		owner = metav1.OwnerReference{}
 		if err := json.UnmarshalDecode(from, &owner); err != nil {
@@ -109,8 +108,8 @@ func (o *owners) UnmarshalJSONFrom(from *jsontext.Decoder) error {
 	return err
 }
 
-// decodePod reads a pod from a review's field. The namespace of the request is
-// the truth; the object may leave its own out.
+// decodePod reads a pod from a field of a review. An object without a namespace has
+// the namespace of the request.
 func decodePod(field string, raw runtime.RawExtension, req admission.Request) (*podObject, error) {
 	if len(raw.Raw) == 0 {
 		return nil, badRequest("%s is missing from the review of a %s", field, req.Operation)
@@ -128,21 +127,20 @@ func decodePod(field string, raw runtime.RawExtension, req admission.Request) (*
 	return &object, nil
 }
 
-// badRequest quotes from the review, and not 3 MiB of it.
+// badRequest returns a shortened error of status 400.
 func badRequest(format string, args ...any) error {
 	return apierrors.NewBadRequest(oneLine(fmt.Sprintf(format, args...)))
 }
 
-// failed responds to a request that could not be decided. A review that makes
-// no sense is always refused, with its own code; if solepod or the API server
-// is to blame, the configuration decides. (failurePolicy would not: to the API
-// server this is a proper answer.)
+// failed responds to a request on which solepod cannot decide. It always refuses a
+// malformed review. If solepod or the API server has failed, onError decides.
+// (failurePolicy does not: to the API server, this is a valid response.)
 func (r *reviewer) failed(ctx context.Context, req admission.Request, err error) admission.Response {
 	status := metav1.Status{Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError}
 	var known apierrors.APIStatus
 	if errors.As(err, &known) {
-		// Any other 4xx is the API server's answer to solepod, such as 403 for
-		// what it may not read, and no fault of the requester's.
+		// Any other 4xx is a response of the API server to solepod, such as 403 for a
+		// missing permission. The requester did not cause it.
 		if code := known.Status().Code; code == http.StatusBadRequest || code >= http.StatusInternalServerError {
 			status.Code, status.Reason = code, known.Status().Reason
 		}
@@ -150,7 +148,7 @@ func (r *reviewer) failed(ctx context.Context, req admission.Request, err error)
 	status.Status = metav1.StatusFailure
 	status.Message = oneLine(fmt.Sprintf("solepod cannot decide on this pod: %v", err))
 	if r.discreet && status.Code >= http.StatusInternalServerError {
-		status.Message = "solepod cannot decide on this pod: its log says why"
+		status.Message = "solepod cannot decide on this pod; its log has the cause"
 	}
 
 	admit := status.Code >= http.StatusInternalServerError && r.onError == config.OnErrorAllow

@@ -15,9 +15,9 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Without a client CA, a stranger can post a review of a pod that nobody is
-// creating. What he claims is free again in time, but each further review
-// begins that time anew. docs/security.md says so.
+// Without a client CA, any client can post a review of a pod that is not being
+// created. The claim expires in time, but each further review extends it.
+// docs/security.md documents it.
 func TestForgedReviews(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	type forged struct {

@@ -16,98 +16,96 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 )
 
-// Freshness knows when the API server last said anything about the kinds of
-// objects that decisions rest on. A cache of which it has said nothing for
-// longer than a limit may be stale, and its replica is not cachesUsable to decide.
+// Freshness records when the API server last sent an event for each kind of object
+// that decisions depend on. After a longer silence than a limit, the cache of that
+// kind may be stale, and the replica cannot decide.
 //
-// It listens to the watches themselves. That the versions of caches move on
-// would tell little: where nothing changes, the bookmarks that come once a minute
-// (the first after two) name the same version until etcd happens to tell the API
-// server of its progress. And lest silence be taken for staleness where no
-// bookmarks come, a watch that has been silent for a third of the limit is ended
-// and begun again, which an API server that is there answers at once.
+// It observes the watches themselves. The resourceVersion of a cache is not
+// sufficient: if nothing changes, bookmarks arrive once a minute (the first after
+// two minutes) with the same version. If no bookmarks arrive, a working watch would
+// look stale. So a watch without events for a third of the limit is ended and
+// started again. A running API server responds to that immediately.
 //
-// It is a prometheus.Collector.
+// It implements prometheus.Collector.
 type Freshness struct {
 	limit time.Duration
 	now   func() time.Time
 	desc  *prometheus.Desc
 	mu    sync.Mutex
-	heard map[string]time.Time // by kind
+	last  map[string]time.Time // by kind
 }
 
-// MinStaleness is the least limit of a Freshness. Watches that end within a
-// second are taken for broken, and everything is listed anew.
+// MinStaleness is the minimum limit of a Freshness. An informer treats a watch that
+// ends within a second as broken, and lists all objects again.
 const MinStaleness = 5 * time.Second
 
-// NewFreshness returns a Freshness with a limit, to be given to CacheOptions and
-// Setup. It begins as if it had just heard of everything.
+// NewFreshness returns a Freshness for CacheOptions and Setup. All caches start as
+// fresh.
 func NewFreshness(limit time.Duration) *Freshness { return newFreshness(limit, time.Now) }
 
 func newFreshness(limit time.Duration, now func() time.Time) *Freshness {
 	f := &Freshness{
-		limit: limit, now: now, heard: map[string]time.Time{},
+		limit: limit, now: now, last: map[string]time.Time{},
 		desc: prometheus.NewDesc("solepod_cache_last_update_timestamp_seconds",
-			"When the API server last said anything about this kind of object, which it does three times in --max-staleness, in seconds since 1970.", []string{"kind"}, nil),
+			"Time of the last watch event for this kind of object, in seconds since 1970. It advances at least three times in --max-staleness.", []string{"kind"}, nil),
 	}
 	for _, kind := range cachedKinds() {
-		f.hear(kind)
+		f.record(kind)
 	}
 	return f
 }
 
-// cachedKinds are what decisions rest on, beside what is read live.
+// cachedKinds returns the kinds of cached objects that decisions depend on.
 func cachedKinds() []string { return []string{"Pod", "Namespace", "ServiceAccount"} }
 
-func (f *Freshness) hear(kind string) {
+func (f *Freshness) record(kind string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.heard[kind] = f.now()
+	f.last[kind] = f.now()
 }
 
-func (f *Freshness) last(kind string) (at time.Time, watched bool) {
+func (f *Freshness) lastEvent(kind string) (at time.Time, watched bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	at, watched = f.heard[kind]
+	at, watched = f.last[kind]
 	return at, watched
 }
 
-// informer is toolscache.NewSharedIndexInformer, which listens in on what is
-// watched.
+// informer is toolscache.NewSharedIndexInformer with observed watches.
 func (f *Freshness) informer(lw toolscache.ListerWatcher, object runtime.Object, resync time.Duration, indexers toolscache.Indexers) toolscache.SharedIndexInformer {
 	kind := object.GetObjectKind().GroupVersionKind().Kind
-	if _, watched := f.last(kind); !watched {
+	if _, watched := f.lastEvent(kind); !watched {
 		return toolscache.NewSharedIndexInformer(lw, object, resync, indexers)
 	}
 	from := toolscache.ToListerWatcherWithContext(lw)
 	return toolscache.NewSharedIndexInformer(&toolscache.ListWatch{
 		ListWithContextFunc: from.ListWithContext,
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			return f.listen(ctx, kind, from, options)
+			return f.watch(ctx, kind, from, options)
 		},
 	}, object, resync, indexers)
 }
 
-// listen begins a watch, and hears what it tells.
-func (f *Freshness) listen(ctx context.Context, kind string, from toolscache.WatcherWithContext, options metav1.ListOptions) (watch.Interface, error) {
+// watch starts a watch and records its events.
+func (f *Freshness) watch(ctx context.Context, kind string, from toolscache.WatcherWithContext, options metav1.ListOptions) (watch.Interface, error) {
 	ctx, end := context.WithCancel(ctx)
-	patience := time.AfterFunc(f.limit, end) // an answer that has not come by then will not come
+	timeout := time.AfterFunc(f.limit, end)
 	w, err := from.WatchWithContext(ctx, options)
 	for utilnet.IsConnectionRefused(err) && ctx.Err() == nil {
-		// The API server is being restarted. Informers would ask again after up
-		// to a minute, for most of which it is back.
+		// The API server is restarting. An informer would retry only after up to a
+		// minute.
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
 			w, err = from.WatchWithContext(ctx, options)
 		}
 	}
-	patience.Stop()
+	timeout.Stop()
 	if err != nil {
 		end()
 		return nil, err
 	}
-	f.hear(kind)
+	f.record(kind)
 	events := make(chan watch.Event)
 	out := watch.NewProxyWatcher(events)
 	go func() {
@@ -141,7 +139,7 @@ func (f *Freshness) relay(kind string, from watch.Interface, to chan<- watch.Eve
 				return
 			}
 			if e.Type != watch.Error {
-				f.hear(kind)
+				f.record(kind)
 			}
 			silence.Reset(f.limit / 3)
 			select {
@@ -157,14 +155,13 @@ func (f *Freshness) relay(kind string, from watch.Interface, to chan<- watch.Eve
 	}
 }
 
-// check returns an error of status 503 if nothing has been said about a kind
-// for too long.
+// check returns an error of status 503 if a cache may be stale.
 func (f *Freshness) check() error {
 	for _, kind := range cachedKinds() {
-		at, _ := f.last(kind)
+		at, _ := f.lastEvent(kind)
 		if silent := f.now().Sub(at); silent > f.limit {
 			return apierrors.NewServiceUnavailable(fmt.Sprintf(
-				"the API server has told nothing of kind %s for %s, so that what is known of it may be out of date", kind, silent.Round(time.Second)))
+				"cached %ss are stale: no watch event from the API server for %s", kind, silent.Round(time.Second)))
 		}
 	}
 	return nil
@@ -178,7 +175,7 @@ func (f *Freshness) Describe(ch chan<- *prometheus.Desc) { ch <- f.desc }
 // Collect implements prometheus.Collector.
 func (f *Freshness) Collect(ch chan<- prometheus.Metric) {
 	for _, kind := range cachedKinds() {
-		at, _ := f.last(kind)
+		at, _ := f.lastEvent(kind)
 		ch <- prometheus.MustNewConstMetric(f.desc, prometheus.GaugeValue, float64(at.UnixMilli())/1000, kind)
 	}
 }

@@ -27,7 +27,7 @@ func TestFreshness(t *testing.T) {
 	plain := func(w *watch.FakeWatcher) watch.Interface { return w }
 	as := plain
 	listen := func(t *testing.T, options metav1.ListOptions) (watch.Interface, error) {
-		return f.listen(t.Context(), "Pod", toolscache.ToWatcherWithContext(&toolscache.ListWatch{
+		return f.watch(t.Context(), "Pod", toolscache.ToWatcherWithContext(&toolscache.ListWatch{
 			WatchFuncWithContext: func(ctx context.Context, _ metav1.ListOptions) (watch.Interface, error) {
 				last = watch.NewFake()
 				return as(last), begin(ctx)
@@ -45,8 +45,8 @@ func TestFreshness(t *testing.T) {
 	tell := func(w watch.Interface, e watch.EventType) {
 		go last.Action(e, metadata.Object("Pod"))
 		<-w.ResultChan()
-		f.hear("Namespace")
-		f.hear("ServiceAccount")
+		f.record("Namespace")
+		f.record("ServiceAccount")
 	}
 	ended := func(w watch.Interface) bool {
 		select {
@@ -70,7 +70,7 @@ func TestFreshness(t *testing.T) {
 		},
 		"silence is over with the next word": func(t *testing.T) {
 			time.Sleep(limit + time.Second)
-			const want = "the API server has told nothing of kind Pod for 1m1s, so that what is known of it may be out of date"
+			const want = "cached Pods are stale: no watch event from the API server for 1m1s"
 			if err := f.check(); err == nil || err.Error() != want {
 				t.Errorf("%v, want %s", err, want)
 			}
@@ -84,9 +84,9 @@ func TestFreshness(t *testing.T) {
 		"an error is no word": func(t *testing.T) {
 			w := mustListen(t, metav1.ListOptions{})
 			time.Sleep(limit/3 - 1)
-			before, _ := f.last("Pod")
+			before, _ := f.lastEvent("Pod")
 			tell(w, watch.Error)
-			if after, _ := f.last("Pod"); !after.Equal(before) {
+			if after, _ := f.lastEvent("Pod"); !after.Equal(before) {
 				t.Error("it counts")
 			}
 			w.Stop()
@@ -119,7 +119,7 @@ func TestFreshness(t *testing.T) {
 		"who stops is not waited for": func(t *testing.T) {
 			w := mustListen(t, metav1.ListOptions{})
 			go last.Action(watch.Added, metadata.Object("Pod"))
-			synctest.Wait() // nobody reads it
+			synctest.Wait() // it is not read
 			w.Stop()
 			synctest.Wait()
 			if !last.IsStopped() {
@@ -175,8 +175,8 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
-// lastWord is a watch that tells of an error when it is stopped, as those of
-// client-go may.
+// lastWord is a watch that sends an error when it is stopped, as those of client-go
+// may.
 type lastWord struct{ *watch.FakeWatcher }
 
 func (w lastWord) Stop() {

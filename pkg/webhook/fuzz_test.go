@@ -35,12 +35,12 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Whoever can reach the webhook can post what he likes. These targets post what
-// no API server sends, and hold what the documents promise of the answers.
+// Any client that reaches the webhook can post anything. These targets post what no
+// API server sends, and check what the documentation promises of the responses.
 
 const (
 	// mostAnswer bounds an answer, and mostClaim what is written of a claim: 64
-	// holders, of which each has a name, a UID, an environment and a try.
+	// holders, each with a name, a UID, an environment and a try.
 	mostAnswer = 16 << 10
 	mostClaim  = 64 << 10
 	// mostSeries bounds the metrics of one review.
@@ -85,8 +85,7 @@ func newHostile(t testing.TB) *hostile {
 	return h
 }
 
-// api refuses what an API server would refuse, and notes what else it is to
-// write.
+// api refuses what an API server would refuse, and records all other writes.
 func (h *hostile) api(t *testing.T) client.Client {
 	t.Helper()
 	note := func(verb string, object client.Object) {
@@ -249,7 +248,7 @@ func (h *hostile) check(t *testing.T, setting uint8, body []byte, r *admissionv1
 	}
 }
 
-// checkMetrics sees to it that nobody can fill the metrics with words of his own.
+// checkMetrics checks that reviews cannot fill the metrics with arbitrary values.
 func checkMetrics(t *testing.T, registry prometheus.Gatherer) {
 	t.Helper()
 	families, err := registry.Gather()
@@ -298,7 +297,7 @@ func FuzzReviews(f *testing.F) {
 		answer := h.post(t, which, setting, body)
 		var said struct{ Request struct{ UID string } }
 		if err := json.Unmarshal(body, &said); err != nil || answer.UID == "" {
-			// What can not be read has no UID.
+			// An unreadable review has no UID.
 			if code := answer.Result.Code; err != nil && (answer.Allowed || code != http.StatusBadRequest && code != http.StatusRequestEntityTooLarge) {
 				t.Errorf("%v: %+v", err, answer.Result)
 			}

@@ -19,8 +19,8 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Guard is the validating hook. It decides on the creation of task pods, and
-// on updates that make a pod a task pod.
+// guard is the validating hook for new task pods. It decides on creates, and on
+// updates that turn a pod into a task pod.
 type guard struct {
 	reviewer
 	enforcer
@@ -31,7 +31,7 @@ type guard struct {
 	now        func() time.Time
 }
 
-// claims is what decides among creates at the same moment.
+// claimer decides among concurrent creates.
 type claimer interface {
 	Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error)
 }
@@ -45,7 +45,7 @@ func (g *guard) Handle(ctx context.Context, req admission.Request) admission.Res
 	return g.respond(ctx, req, environment, decision)
 }
 
-// handle returns the requester's environment as well, "" if it does not matter.
+// handle also returns the environment of the requester, "" if it is not needed.
 func (g *guard) handle(ctx context.Context, req admission.Request) (environment string, _ policy.Decision, _ error) {
 	if !isPod(req) || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
 		return "", policy.Decision{Allowed: true}, nil
@@ -79,19 +79,20 @@ func (g *guard) handle(ctx context.Context, req admission.Request) (environment 
 	return requester.Environment, decision, err
 }
 
-// admit decides on a task pod, and does what its admission takes.
+// admit decides on a task pod. If it admits the pod, it has written the claim and
+// retired the pods of earlier tries.
 func (g *guard) admit(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error) {
-	known, err := g.decide(ctx, n)
-	if err != nil || !known.Allowed {
-		return known, err
+	first, err := g.decide(ctx, n)
+	if err != nil || !first.Allowed {
+		return first, err
 	}
-	// What is known admits the pod. The claim decides, beside what is too new
-	// to be known, and before anything is done.
+	// The cached pods do not conflict. The claim decides, because the cache may lack
+	// the newest pods.
 	decision, err := g.claims.Take(ctx, n, dryRun)
 	if err != nil || !decision.Allowed || dryRun {
 		return decision, err
 	}
-	decision.Supersede = union(decision.Supersede, known.Supersede)
+	decision.Supersede = union(decision.Supersede, first.Supersede)
 	return decision, g.supersede(ctx, decision.Supersede)
 }
 
@@ -104,8 +105,9 @@ func union(a, b []taskpod.Pod) []taskpod.Pod {
 	return a
 }
 
-// validate refuses what no API server would ask about, because it has checked
-// it before: only valid words get into claims, events and metrics.
+// validate returns an error for metadata that the API server would have refused
+// before it called a webhook. Claims, events and metrics then contain valid values
+// only, even if a review is forged.
 func validate(object string, pod taskpod.Pod) error {
 	metadata := field.NewPath(object, "metadata")
 	errs := metav1validation.ValidateLabels(pod.Labels, metadata.Child("labels"))
@@ -129,7 +131,7 @@ func (g *guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 	for _, pod := range pods {
 		err := retire.Pod(ctx, g.superseder, pod, "", "superseded by a later try")
 		if errors.Is(err, retire.ErrChanged) {
-			continue // superseded before, or ended by itself
+			continue // superseded before, or deleted
 		}
 		if err != nil {
 			return err
@@ -140,10 +142,10 @@ func (g *guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 	return nil
 }
 
-// decide asks the cache first. A denial is given only on what the API server
-// itself says of the pod in the way: the cache does not know its phase, and
-// lags behind. An admission needs no second look, because the end of a pod
-// never turns an admission into a denial.
+// decide decides with the cached pods first. Before it denies, it reads the
+// conflicting pod from the API server, because the cache lags behind and does not
+// have the phase. An admission needs no such read: the end of a pod never turns an
+// admission into a denial.
 func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
 	id, _ := n.Pod.Identity()
 	cached, err := g.pods.cached(id)
@@ -154,17 +156,17 @@ func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 	for {
 		decision := policy.Decide(n, slices.Concat(current, cached), g.settings)
 		if decision.Existing == nil {
-			return decision, nil // admitted, or denied for a reason of its own
+			return decision, nil // admitted, or denied without a conflicting pod
 		}
 		suspect := slices.IndexFunc(cached, func(x policy.Existing) bool { return x.Name == decision.Existing.Name })
 		if suspect < 0 {
 			return decision, nil
 		}
-		// In the way of a pod without a map index can be thousands: not all are
-		// read to find the worst of them.
+		// Thousands of pods can conflict with a pod without a map index. Not all of
+		// them are read to find the worst.
 		if len(current) >= enoughReads {
-			if known := policy.Decide(n, current, g.settings); !known.Allowed {
-				return known, nil
+			if decision := policy.Decide(n, current, g.settings); !decision.Allowed {
+				return decision, nil
 			}
 		}
 		now, err := g.pods.current(ctx, cached[suspect])
@@ -178,6 +180,6 @@ func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 	}
 }
 
-// enoughReads is how many pods are read from the API server before the first
-// one that stands in the way is good enough for a denial.
+// enoughReads is the number of pods to read from the API server before the first
+// conflict among them is sufficient for a denial.
 const enoughReads = 16

@@ -18,14 +18,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
-// maxReview is how many bytes of a review are read: two objects of 3 MiB each,
-// which is the most that an API server takes, and what stands around them.
+// maxReview is the maximum size of a review in bytes: two objects of 3 MiB each, the
+// maximum of the API server, and the fields around them.
 const maxReview = 7 << 20
 
-// A large review is one of more than largeReview bytes, or of a length that its
-// sender does not tell. Task pods are some ten KiB, and their reviews never wait
-// for one another. Of large ones, each of which may take many times its size
-// while it is decided on, only largeAtOnce are read at the same time.
+// A large review has more than largeReview bytes, or an unknown length. The review
+// of a task pod has about ten KiB and never waits. A large review can take many
+// times its size in memory, so only largeAtOnce of them are handled concurrently.
 const (
 	largeReview = 256 << 10
 	largeAtOnce = 4
@@ -75,7 +74,7 @@ func limitLargeReviews(large *semaphore.Weighted, next http.Handler) http.Handle
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength < 0 || r.ContentLength > largeReview {
 			if err := large.Acquire(r.Context(), 1); err != nil {
-				http.Error(w, fmt.Sprintf("solepod reads %d reviews of more than %d bytes at once, and others did not end in time", largeAtOnce, largeReview), http.StatusServiceUnavailable)
+				http.Error(w, fmt.Sprintf("solepod handles %d reviews of more than %d bytes concurrently, and others took too long", largeAtOnce, largeReview), http.StatusServiceUnavailable)
 				return
 			}
 			defer large.Release(1)
@@ -84,13 +83,12 @@ func limitLargeReviews(large *semaphore.Weighted, next http.Handler) http.Handle
 	})
 }
 
-// reviews reads reviews, has a webhook handle them, and writes its answers.
+// reviews decodes reviews, lets a webhook handle them and writes the responses.
 //
-// It takes the place of the webhook's own ServeHTTP, which reads a review three
-// times over: for its kind, for its version, and into the request. A task pod
-// is some ten KiB, and this one pass takes a tenth of that time. And it takes a
-// v1 AdmissionReview and nothing else, for which the shipped configurations ask;
-// controller-runtime takes a review of any kind and version for one of v1.
+// It replaces the ServeHTTP of the webhook for two reasons. It bounds the memory of
+// a review, and it accepts v1 AdmissionReviews only, where controller-runtime treats
+// a review of any kind and version as v1. It also decodes in one pass, where
+// ServeHTTP needs three, and takes a tenth of the time.
 func reviews(webhook *admission.Webhook) http.Handler {
 	want := metav1.TypeMeta{Kind: "AdmissionReview", APIVersion: admissionv1.SchemeGroupVersion.String()}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -106,39 +104,39 @@ func reviews(webhook *admission.Webhook) http.Handler {
 		}
 		log := ctrllog.FromContext(r.Context())
 		if err != nil {
-			log.Error(brief(err), "Could not read a review", "address", r.RemoteAddr)
+			log.Error(brief(err), "Cannot read a review", "address", r.RemoteAddr)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(admissionv1.AdmissionReview{TypeMeta: want, Response: &response.AdmissionResponse}); err != nil {
-			log.Error(err, "Could not answer a review", "address", r.RemoteAddr)
+			log.Error(err, "Cannot respond to a review", "address", r.RemoteAddr)
 		}
 	})
 }
 
 func read(w http.ResponseWriter, r *http.Request, want metav1.TypeMeta) (*admissionv1.AdmissionReview, error) {
-	// The server gives a body any time to arrive: who sends half a review would keep
-	// memory and a connection for good. Only what is no connection, as in tests,
-	// takes no deadline.
+	// The server has no deadline for a body: half a review would hold memory and a
+	// connection forever. Setting the deadline fails only without a connection, in
+	// tests.
 	connection := http.NewResponseController(w)
 	if deadline, ok := r.Context().Deadline(); ok {
 		_ = connection.SetReadDeadline(deadline)
 	}
 	var review admissionv1.AdmissionReview
 	if err := jsonv2.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxReview), &review, jsontext.AllowDuplicateNames(true)); err != nil {
-		return nil, fmt.Errorf("solepod takes %s of %s only: %w", want.Kind, want.APIVersion, err)
+		return nil, fmt.Errorf("solepod accepts %s of %s only: %w", want.Kind, want.APIVersion, err)
 	}
 	if review.TypeMeta != want {
-		return nil, fmt.Errorf("solepod takes %s of %s only: got kind %.100q of version %.100q", want.Kind, want.APIVersion, review.Kind, review.APIVersion)
+		return nil, fmt.Errorf("solepod accepts %s of %s only: got kind %.100q of version %.100q", want.Kind, want.APIVersion, review.Kind, review.APIVersion)
 	}
 	if review.Request == nil {
 		return nil, errors.New("the review has no request")
 	}
-	_ = connection.SetReadDeadline(time.Time{}) // the rest is not about this sender's pace
+	_ = connection.SetReadDeadline(time.Time{})
 	return &review, nil
 }
 
-// logOf has what identifies a review on each of its log lines. In a forged one
-// all of it can be megabytes long.
+// logOf adds what identifies a review to each of its log lines. In a forged review,
+// each value can have megabytes.
 func logOf(base logr.Logger, req *admission.Request) logr.Logger {
 	if req == nil {
 		return base

@@ -13,9 +13,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
-// mostMemory is how many bytes a review may take for each byte of its body, all
-// told. What an API server sends takes four: it is read into a buffer that
-// doubles, and the object is copied out of it.
+// mostMemory is the maximum number of allocated bytes for each byte of a review. A
+// review of an API server takes four: it is read into a buffer that doubles, and the
+// object is copied out of it.
 const mostMemory = 20
 
 // A pod of 3 MiB, which is as large as an API server takes them, takes memory in

@@ -9,12 +9,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
-// Verdicts, as the metrics have them.
+// Verdicts in the metrics.
 const (
 	verdictAdmitted = "admitted"
 	verdictDenied   = "denied"
 	verdictWarned   = "warned"  // admitted with a warning: enforcement Warn
-	verdictAudited  = "audited" // admitted and noted: enforcement Audit
+	verdictAudited  = "audited" // admitted and recorded: enforcement Audit
 	verdictFailed   = "failed"  // not decided
 )
 
@@ -23,8 +23,8 @@ type counters struct {
 	decisions, foreign *prometheus.CounterVec
 	superseded         prometheus.Counter
 	declared           *prometheus.CounterVec
-	// environments keeps the number of time series bounded: whoever may create
-	// pods may put any environment on them.
+	// environments bounds the number of time series: a requester may label a pod
+	// with any environment.
 	environments bounded
 }
 
@@ -32,15 +32,15 @@ func newCounters() *counters {
 	return &counters{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "solepod_decisions_total",
-			Help: "Decisions on requests for task pods. reason is empty for those that were admitted; environment is the requester's, empty if unknown.",
+			Help: "Decisions on requests for task pods. reason is empty for admitted requests; environment is that of the requester, or empty.",
 		}, []string{"operation", "verdict", "reason", "environment"}),
 		foreign: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "solepod_foreign_access_total",
-			Help: "Requests of one environment for a pod of another. verdict tells whether they were stopped.",
+			Help: "Requests of one environment for a pod of another, by verdict.",
 		}, []string{"from", "to", "operation", "verdict"}),
 		superseded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "solepod_pods_superseded_total",
-			Help: "Pods of earlier tries that were marked and deleted for a later one.",
+			Help: "Pods of earlier tries that were retired for a later one.",
 		}),
 		declared: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "solepod_declare_pods_total",
@@ -54,8 +54,8 @@ func (c *counters) register(registry prometheus.Registerer) error {
 	return errors.Join(registry.Register(c.decisions), registry.Register(c.foreign), registry.Register(c.superseded), registry.Register(c.declared))
 }
 
-// operationOf is the operation of a review, as far as there is one of this name:
-// whoever can post reviews may invent others.
+// operationOf returns the operation of a review, or overflow for an unknown one: a
+// forged review can have any.
 func operationOf(req admission.Request) string {
 	switch req.Operation {
 	case admissionv1.Create, admissionv1.Update, admissionv1.Delete, admissionv1.Connect:
@@ -64,7 +64,7 @@ func operationOf(req admission.Request) string {
 	return overflow
 }
 
-// bounded passes on the first values that it meets, and tells the rest as other.
+// bounded replaces all values after the first limit ones by overflow.
 type bounded struct {
 	limit int
 	mu    sync.Mutex

@@ -14,14 +14,14 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// podReader finds the pods that an admission could collide with.
+// podReader reads the pods that can conflict with a new one.
 type podReader struct {
 	index       podindex.Index
 	cache, live client.Reader
 }
 
-// cached returns the known pods whose identity overlaps with id. Their phase
-// is not in the cache: they count as live.
+// cached returns the cached pods whose identity overlaps id. The cache does not
+// have their phase: they count as live.
 func (r podReader) cached(id taskpod.Identity) ([]policy.Existing, error) {
 	other := podindex.Family(id)
 	if id.Mapped {
@@ -42,8 +42,8 @@ func (r podReader) cached(id taskpod.Identity) ([]policy.Existing, error) {
 	return existing, nil
 }
 
-// current reads a pod anew from the API server, nil if it is gone. If it has
-// been replaced by another of the same name, that one is told.
+// current reads a pod from the API server. It returns nil if there is none, and the
+// new pod if the name was reused.
 func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Existing, error) {
 	var pod corev1.Pod
 	err := r.live.Get(ctx, client.ObjectKey{Namespace: x.Namespace, Name: x.Name}, &pod)
@@ -56,8 +56,8 @@ func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Exis
 	return &policy.Existing{Pod: taskpod.FromMeta(&pod, pod.Status.Phase)}, nil
 }
 
-// named returns the pod of a name, nil if there is none. Only task pods are in
-// the cache.
+// named returns the pod with a name, or nil if there is none. The cache has task
+// pods only.
 func (r podReader) named(ctx context.Context, namespace, name string) (*taskpod.Pod, error) {
 	object := metadata.Object("Pod")
 	key := client.ObjectKey{Namespace: namespace, Name: name}

@@ -18,21 +18,21 @@ import (
 	"github.com/solepod/solepod/pkg/policy"
 )
 
-// reasonAnnotation is the audit annotation that carries a denial's reason; the
-// API server prefixes it with the webhook's name.
+// reasonAnnotation is the audit annotation with the reason of a denial. The API
+// server prefixes it with the name of the hook.
 const reasonAnnotation = "reason"
 
-// enforcer tells of decisions: to the API server, in the log, in the metrics
-// and, by an event, at the pod that a denial is about.
+// enforcer turns decisions into responses, log lines, metrics and events on the
+// conflicting pod.
 type enforcer struct {
 	enforcement config.Enforcement
-	label       string // of environments
+	label       string // the environment label
 	events      events.EventRecorder
 	counters    *counters
 }
 
-// respond turns a decision on what somebody of an environment has asked for
-// into a response, as far as it is enforced.
+// respond turns a decision into a response, as far as it is enforced. environment
+// is that of the requester.
 func (e enforcer) respond(ctx context.Context, req admission.Request, environment string, d policy.Decision) admission.Response {
 	log := ctrllog.FromContext(ctx)
 	environment, operation := e.counters.environments.value(environment), operationOf(req)
@@ -68,9 +68,9 @@ func (e enforcer) respond(ctx context.Context, req admission.Request, environmen
 	return response
 }
 
-// note leaves an event at the pod that a denial is about. A pod in flight is
-// not there yet, and may never be. Events of the same reason at the same pod
-// become one with a count.
+// note creates an event on the conflicting pod. It creates none on a pod in flight,
+// which does not exist yet. The recorder combines events with the same reason on
+// the same pod.
 func (e enforcer) note(d policy.Decision) {
 	pod := d.Existing
 	if pod == nil || d.Reason == policy.InFlight {
@@ -82,7 +82,7 @@ func (e enforcer) note(d policy.Decision) {
 	)
 }
 
-// shorten cuts what is longer than the note of an event may be.
+// shorten cuts a message at the maximum length of the note of an event.
 func shorten(message string) string {
 	const most, more = 1024, "..."
 	if len(message) <= most {
@@ -91,7 +91,7 @@ func shorten(message string) string {
 	return message[:most-len(more)] + more
 }
 
-// oneLine makes an error into what a message may be: short, and one line.
+// oneLine shortens a message and puts it on one line.
 func oneLine(message string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -101,11 +101,11 @@ func oneLine(message string) string {
 	}, shorten(message))
 }
 
-// brief is err for a log: it may quote what a forged review is full of.
+// brief shortens an error for a log: it may quote a forged review.
 func brief(err error) error { return errors.New(oneLine(err.Error())) }
 
-// statusReason is Forbidden or Conflict, and never AlreadyExists: on that the
-// API server would retry a create with generateName by itself.
+// statusReason returns Forbidden or Conflict. On AlreadyExists, the API server would
+// repeat a create with generateName.
 func statusReason(code int32) metav1.StatusReason {
 	if code == http.StatusConflict {
 		return metav1.StatusReasonConflict

@@ -1,7 +1,8 @@
-// Package webhook answers the API server's admission reviews: Stamp adds the
-// environment label to task pods, Guard denies those that Airflow could not
-// tell from another. Both follow one path: decode the review, find out who is
-// asking, let package policy decide, respond.
+// Package webhook handles admission reviews. The hook stamp adds the environment
+// label to task pods, guard denies new task pods that collide with others, and
+// access denies access to the pods of other environments. All of them take the same
+// steps: decode the review, resolve the requester, let package policy decide,
+// respond.
 package webhook
 
 import (
@@ -29,7 +30,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// Paths at which the hooks are served; the webhook configurations name them.
+// Paths of the hooks in the webhook configurations.
 const (
 	StampPath  = "/stamp"
 	GuardPath  = "/guard"
@@ -38,9 +39,9 @@ const (
 	DeclarePath = "/declare"
 )
 
-// CacheOptions are what a manager must cache for Setup: the metadata of task
-// pods, namespaces and ServiceAccounts, and the claims in solepod's own
-// namespace, without the parts that nobody reads. fresh hears of them.
+// CacheOptions returns the cache that a manager needs for Setup: the metadata of task
+// pods, namespaces and ServiceAccounts, and the claims in solepod's namespace,
+// without the parts that are not used. fresh observes them.
 func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Options {
 	return cache.Options{
 		NewInformer:      fresh.informer,
@@ -58,7 +59,7 @@ func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Op
 // caches are the informers that decisions read.
 type caches struct {
 	index podindex.Index
-	// deleted are the pods whose end the watch has reported.
+	// deleted has the pods whose end the watch has reported.
 	deleted   *claim.DeletedPods
 	informers []cache.Informer
 	fresh     *Freshness

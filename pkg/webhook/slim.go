@@ -10,16 +10,16 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// slimPods returns a transform for the cache of pods, which keeps of their
-// metadata what somebody reads. Most of it is words that many pods share, such as
-// the name of a DAG: they are kept once.
+// slimPods returns a transform for the cache of pods. It keeps the metadata that
+// decisions need. Many pods share the same values, such as the name of a DAG: each
+// value is kept once.
 func slimPods(environmentLabel string) func(any) (any, error) {
 	read := append(taskpod.AirflowLabels(), taskpod.LabelEvidence, environmentLabel)
 	stamped := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped} // cached objects are never changed
 	return func(object any) (any, error) {
 		pod, ok := object.(*metav1.PartialObjectMetadata)
 		if !ok {
-			return object, nil // a deletion that was missed, of a pod that is slim
+			return object, nil // a DeletedFinalStateUnknown, whose pod is slim already
 		}
 		labels := make(map[string]string, min(len(read), len(pod.Labels)))
 		for _, key := range read {
@@ -48,8 +48,8 @@ func slimPods(environmentLabel string) func(any) (any, error) {
 	}
 }
 
-// slimClaims is a transform for the cache of claims. What their spec says, for
-// readers, is written anew with each change.
+// slimClaims is a transform for the cache of claims. It drops the spec, which is for
+// readers and written with each change.
 func slimClaims(object any) (any, error) {
 	claim, ok := object.(*coordinationv1.Lease)
 	if !ok {
@@ -65,5 +65,5 @@ func slimClaims(object any) (any, error) {
 	return claim, nil
 }
 
-// shared is a word of which there is one copy, however many objects have it.
+// shared returns one copy of a word, however many objects have it.
 func shared(word string) string { return unique.Make(word).Value() }

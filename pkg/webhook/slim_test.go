@@ -15,7 +15,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// A slim pod is the same task pod, and has nothing that nobody reads.
+// A slim pod is the same task pod, and has only what is used.
 func TestSlimPods(t *testing.T) {
 	const label = "example.com/env"
 	slim := slimPods(label)

@@ -11,9 +11,9 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 )
 
-// stamp is the mutating hook. It writes the requester's environment on task
-// pods that do not carry one, so that the selectors of environments that do
-// declare theirs never match them.
+// stamp is the mutating hook. It adds the environment of the requester to task pods
+// without an environment label. The selectors of environments that declare
+// themselves then never match such a pod.
 type stamp struct {
 	reviewer
 	label string
@@ -30,7 +30,7 @@ func (s *stamp) Handle(ctx context.Context, req admission.Request) admission.Res
 }
 
 // handle returns only "add" operations: one for the label, and one for the
-// annotation that says where the label came from.
+// annotation that records where the label comes from.
 func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.JsonPatchOperation, error) {
 	if s.off || !isPod(req) || req.Operation != admissionv1.Create {
 		return nil, nil
@@ -42,8 +42,8 @@ func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.
 	if !object.pod().Guarded() {
 		return nil, nil
 	}
-	// An empty label is left alone as well: it may be part of Airflow's
-	// selector, and replacing it would hide the pod from its own task.
+	// An empty label stays, too: it may be part of Airflow's selector, which would
+	// not match another value.
 	if _, carried := object.Labels[s.label]; carried {
 		return nil, nil
 	}

@@ -143,7 +143,7 @@ func review(pod any, change func(*admissionv1.AdmissionReview)) []byte {
 	return body
 }
 
-// hooked serves a handler as if it was the only one.
+// hooked serves a handler alone.
 func hooked(ctx context.Context, handler admission.Handler) http.Handler {
 	return chain(ctx, semaphore.NewWeighted(largeAtOnce), handler)
 }
@@ -200,10 +200,10 @@ func TestReviews(t *testing.T) {
 		"a task pod":         {review(taskPod("n"), nil), stamped, "allow"},
 		"garbage":            {[]byte("{{{"), "400 ", "400 "},
 		"no JSON at all":     {[]byte("hello"), "400 ", "400 "},
-		"empty":              {nil, "400 solepod takes AdmissionReview of admission.k8s.io/v1 only: ", "400 "},
+		"empty":              {nil, "400 solepod accepts AdmissionReview of admission.k8s.io/v1 only: ", "400 "},
 		"null":               {[]byte("null"), "400 ", "400 "},
 		"no request":         {[]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), "400 the review has no request", "400 "},
-		"another version":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v2" }), `400 solepod takes AdmissionReview of admission.k8s.io/v1 only: got kind "AdmissionReview" of version "admission.k8s.io/v2"`, "400 "},
+		"another version":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v2" }), `400 solepod accepts AdmissionReview of admission.k8s.io/v1 only: got kind "AdmissionReview" of version "admission.k8s.io/v2"`, "400 "},
 		"version v1beta1":    {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.APIVersion = "admission.k8s.io/v1beta1" }), "400 ", "400 "},
 		"another kind":       {review(taskPod("n"), func(r *admissionv1.AdmissionReview) { r.Kind = "Pod"; r.APIVersion = "v1" }), "400 ", "400 "},
 		"version comes last": {[]byte(`{"request":` + string(versionLast) + `,"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), stamped, "allow"},
@@ -248,7 +248,7 @@ func TestReviews(t *testing.T) {
 	}
 }
 
-// What makes no sense is no reason to stop anybody from deleting a pod.
+// A malformed review never prevents the deletion of a pod.
 func TestAccessReviews(t *testing.T) {
 	pod := taskPod("x")
 	pod.Labels["airflow-environment"] = "production"
@@ -295,7 +295,7 @@ func TestAccessReviews(t *testing.T) {
 	}
 }
 
-// A denial is given only on what the API server itself says; the cache lags.
+// A denial needs a read from the API server: the cache lags.
 func TestDenialsAreConfirmedLive(t *testing.T) {
 	existing := taskPod("x")
 	phase := func(p corev1.PodPhase) *corev1.Pod {
@@ -330,7 +330,7 @@ func TestDenialsAreConfirmedLive(t *testing.T) {
 	}
 }
 
-// In the way of one pod can be thousands, mapped ones or leftovers.
+// Thousands of pods can conflict with one, mapped ones or leftovers.
 func TestDenialsReadFewPods(t *testing.T) {
 	for _, phase := range []corev1.PodPhase{corev1.PodRunning, corev1.PodSucceeded} {
 		var pods []*corev1.Pod
@@ -391,7 +391,7 @@ func TestErrorsOfOurOwn(t *testing.T) {
 			h.guard.cachesUsable = h.stamp.cachesUsable
 		}, config.OnErrorDeny, "503 solepod cannot decide on this pod: the caches are still filling", "503 "},
 		"the caches may be stale": {stale, config.OnErrorDeny,
-			"503 solepod cannot decide on this pod: the API server has told nothing of kind Pod for 1m1s, so that what is known of it may be out of date", "503 "},
+			"503 solepod cannot decide on this pod: cached Pods are stale: no watch event from the API server for 1m1s", "503 "},
 		"the caches may be stale, Allow": {stale, config.OnErrorAllow, "allow", "allow"},
 	}
 	for name, tc := range tests {
@@ -438,7 +438,7 @@ func TestPatches(t *testing.T) {
 	}
 }
 
-// Whoever may create pods may invent environments, and not fill the metrics.
+// Requesters cannot fill the metrics with invented environments.
 func TestMetricsAreBounded(t *testing.T) {
 	b := bounded{limit: 2}
 	var got []string
@@ -474,8 +474,8 @@ func TestGoodbye(t *testing.T) {
 	}
 }
 
-// Who sends half a review and waits is answered in time all the same, and his
-// connection ends. One that is on time may be used again.
+// A client that sends half a review gets a response in time, and its connection ends.
+// The connection of a complete review is reused.
 func TestSlowReviews(t *testing.T) {
 	h := newHooks(cluster(t), cluster(t), nil)
 	server := httptest.NewServer(hooked(t.Context(), &h.guard))
@@ -587,7 +587,7 @@ func TestLogsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An error of a request tells its URL.
+	// An error of a request contains its URL.
 	down := interceptor.NewClient(cluster(t), interceptor.Funcs{
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
 			return errors.New(long)

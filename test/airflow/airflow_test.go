@@ -63,7 +63,7 @@ func allRows(t *testing.T) []string {
 	return providers
 }
 
-// rows are the providers that were asked for, installed, oldest first.
+// rows installs the selected providers and returns them, oldest first.
 func rows(t *testing.T) []row {
 	t.Helper()
 	providers := allRows(t)
@@ -168,7 +168,7 @@ func newWorld(t *testing.T, r row, name string) *world {
 	return w
 }
 
-// user is whom the API server knows an environment's Airflow as.
+// user is the user name of an environment's Airflow.
 func (w *world) user(environment string) string {
 	return "system:serviceaccount:" + w.name + "-" + environment + ":airflow"
 }

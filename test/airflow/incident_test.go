@@ -20,7 +20,7 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // outcome is what became of two Airflows that ran the same task.
@@ -115,7 +115,7 @@ func TestIncident(t *testing.T) {
 		for _, guarded := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s guarded=%v", r.provider, guarded), func(t *testing.T) {
 				if guarded {
-					guard.Run(t, plane, guard.Options{Config: config("")})
+					solepod.Run(t, plane, solepod.Options{Config: config("")})
 				}
 				for name, c := range map[string]struct{ reattach, declared bool }{
 					"reattach": {true, false}, "no-reattach": {false, false}, "declared": {true, true}, "declared-no-reattach": {false, true},
@@ -140,8 +140,8 @@ func TestIncident(t *testing.T) {
 	compareTable(t, table)
 }
 
-// unexpected says how an outcome differs from what is known of the provider, and
-// from what solepod promises.
+// unexpected states how an outcome differs from the known behaviour of the provider
+// and from the promise of solepod.
 func unexpected(r row, guarded, reattach, declared bool, o outcome) string {
 	want := ""
 	switch {
@@ -258,11 +258,11 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// Nothing legitimate is rejected, and what is rejected is told what to do.
+// No legitimate pod is denied, and each denial has a cure.
 func TestTasks(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			g := guard.Run(t, plane, guard.Options{Config: config("")})
+			g := solepod.Run(t, plane, solepod.Options{Config: config("")})
 			for _, kind := range []string{"mapped", "deferrable", "decorated", "job"} {
 				t.Run(kind, func(t *testing.T) {
 					if kind == "job" && !r.atLeast("8.3.1") || kind == "deferrable" && !r.atLeast("8.3.0") {
@@ -330,7 +330,7 @@ func inFlight(w *world) {
 	w.Helper()
 	id := taskpod.Identity{Namespace: w.jobs, DAG: "foo-bar-dag-id", Task: taskID, RunLabel: taskpod.LabelRun, Run: runLabel}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: guard.Namespace, Name: claim.Name(id),
+		Namespace: solepod.Namespace, Name: claim.Name(id),
 		Annotations: map[string]string{
 			"solepod.io/holders": fmt.Sprintf(`[{"pod":"x","uid":"x","environment":"alpha","try":"1","claimedAt":%q}]`, time.Now().UTC().Format(time.RFC3339)),
 		},
@@ -354,7 +354,7 @@ func inFlight(w *world) {
 }
 
 // A worker of the KubernetesExecutor has the labels of the task that it works
-// on, and never stands in its way.
+// on, and never conflicts with it.
 func worker(w *world) {
 	w.Helper()
 	pod := &corev1.Pod{
@@ -378,7 +378,7 @@ func worker(w *world) {
 
 // production has taken alpha's pod for its own, and goes to clean up after
 // alpha's worker has died: it is stopped.
-func foreignDelete(w *world, g *guard.Guard) {
+func foreignDelete(w *world, g *solepod.Process) {
 	w.Helper()
 	alpha := w.start("alpha")
 	w.until("alpha's pod runs", w.onePodRuns)
@@ -404,7 +404,7 @@ func foreignDelete(w *world, g *guard.Guard) {
 		w.Errorf("alpha's pod is gone: %d pods", len(pods))
 	}
 	w.until("an event tells", func() bool {
-		events, err := guard.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
+		events, err := solepod.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
 		return err == nil && len(events) == 1
 	})
 	metrics, err := g.Metrics(w.Context())
@@ -418,11 +418,11 @@ func foreignDelete(w *world, g *guard.Guard) {
 	}
 }
 
-// An environment that must declare itself and does not is told what to add.
+// An environment that does not declare itself, but must, gets the label to add.
 func TestRequire(t *testing.T) {
 	for _, r := range rows(t) {
 		t.Run(r.provider, func(t *testing.T) {
-			guard.Run(t, plane, guard.Options{Config: config("injection: Require\n")})
+			solepod.Run(t, plane, solepod.Options{Config: config("injection: Require\n")})
 			w := newWorld(t, r, "require")
 			k := w.start("production", "REATTACH=False")
 			state := k.wait()[taskID]
@@ -445,11 +445,11 @@ func TestKilledWorker(t *testing.T) {
 	for _, r := range rows(t) {
 		for _, supersede := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s supersede=%v", r.provider, supersede), func(t *testing.T) {
-				options := guard.Options{Config: config("")}
+				options := solepod.Options{Config: config("")}
 				if supersede {
-					options = guard.Options{Config: config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
+					options = solepod.Options{Config: config("retries: Supersede\n"), Values: []string{"config.retries=Supersede"}}
 				}
-				guard.Run(t, plane, options)
+				solepod.Run(t, plane, options)
 				for _, reattach := range []string{"True", "False"} {
 					t.Run("reattach "+reattach, func(t *testing.T) {
 						w := newWorld(t, r, strings.ToLower(fmt.Sprintf("killed-%v-%s", supersede, reattach)))
@@ -481,9 +481,9 @@ func TestKilledWorker(t *testing.T) {
 						if n := created(); n != want {
 							t.Errorf("%d pods, want %d; the log:\n%s", n, want, retry.log())
 						}
-						// Beside two pods of its own, a provider before 8.3.1 crashes,
-						// and a later one may delete the new pod in place of the old
-						// (9.0.1 does while both are starting). Superseding mends that.
+						// With two pods of its own, a provider before 8.3.1 crashes. A
+						// later one may delete the new pod instead of the old one: 9.0.1
+						// does while both are starting. Superseding prevents that.
 						if (reattach == "True" || supersede) && state != "success" {
 							t.Errorf("%s; the log:\n%s", state, retry.log())
 						}

@@ -1,5 +1,5 @@
-// Package audit tests what looks at a cluster and cleans it up: the real
-// commands, on a real control plane whose pods a kwok node runs.
+// Package audit tests solepod audit and reclaim: the real commands, on a real control
+// plane whose pods a kwok node runs.
 package audit
 
 import (
@@ -30,7 +30,7 @@ import (
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 var plane *controlplane.ControlPlane
@@ -41,9 +41,9 @@ func TestMain(m *testing.M) {
 
 // solepod runs a command of it as an administrator, and returns what it prints,
 // its exit code and its peak memory in bytes.
-func solepod(t *testing.T, args ...string) (out string, code int, memory int64) {
+func command(t *testing.T, args ...string) (out string, code int, memory int64) {
 	t.Helper()
-	binary, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,9 +62,9 @@ func solepod(t *testing.T, args ...string) (out string, code int, memory int64) 
 
 func report(t *testing.T, args ...string) audit.Report {
 	t.Helper()
-	out, code, _ := solepod(t, append([]string{"audit", "-o", "json"}, args...)...)
+	out, code, _ := command(t, append([]string{"audit", "-o", "json"}, args...)...)
 	var r audit.Report
-	// What is said on stderr stands behind it.
+	// The output of stderr follows.
 	if err := json.NewDecoder(strings.NewReader(out)).Decode(&r); err != nil || code > 1 {
 		t.Fatalf("exit code %d, %v", code, err)
 	}
@@ -140,7 +140,7 @@ func count(t *testing.T, namespace string) int {
 	return len(first.Items) + int(ptr.Deref(first.RemainingItemCount, 0))
 }
 
-// fill puts n task pods, of which each tenth has failed, into etcd.
+// fill writes n task pods into etcd. Every tenth of them has failed.
 func fill(t *testing.T, namespace string, n int) {
 	t.Helper()
 	first := fixture.Pod(namespace, "task-00000 run_id=task-00000")
@@ -195,13 +195,13 @@ func eventuallyOnly(t *testing.T, namespace string, want ...string) {
 	})
 }
 
-// The incident as it happens without solepod, which is then told, cleaned up,
-// and, once the guard is on, does not happen again.
+// The incident without solepod: audit reports it, reclaim cleans it up, and with the
+// guard it does not happen again.
 func TestIncidentWithoutGuard(t *testing.T) {
 	newNamespace(t, "airflow", nil)
 	alpha, production := running(t, "airflow", "foo-bar-alpha", nil), running(t, "airflow", "foo-bar-production", nil)
 
-	out, code, _ := solepod(t, "audit", "--namespace=airflow")
+	out, code, _ := command(t, "audit", "--namespace=airflow")
 	if code != 1 {
 		t.Errorf("exit code %d", code)
 	}
@@ -219,28 +219,28 @@ func TestIncidentWithoutGuard(t *testing.T) {
 	}
 
 	// While the tasks run, nothing goes.
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
 		t.Errorf("exit code %d", code)
 	}
 	end(t, alpha, corev1.PodFailed)
 	end(t, production, corev1.PodSucceeded)
-	if out, code, _ := solepod(t, "reclaim", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
+	if out, code, _ := command(t, "reclaim", "-n", "airflow"); code != 0 || !strings.Contains(out, "nothing to reclaim") {
 		t.Errorf("just after the end: exit code %d", code)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "2 pods would be reclaimed") {
+	if out, code, _ := command(t, "reclaim", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "2 pods would be reclaimed") {
 		t.Errorf("a dry run: exit code %d", code)
 	}
 	eventuallyOnly(t, "airflow", "foo-bar-alpha", "foo-bar-production")
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "reclaimed 2, changed 0, failed 0") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "airflow"); code != 0 || !strings.Contains(out, "reclaimed 2, changed 0, failed 0") {
 		t.Errorf("exit code %d", code)
 	}
 	eventuallyOnly(t, "airflow")
-	if _, code, _ := solepod(t, "audit", "-n", "airflow"); code != 0 {
+	if _, code, _ := command(t, "audit", "-n", "airflow"); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 
 	running(t, "airflow", "older", nil)
-	g := guard.Run(t, plane, guard.Options{})
+	g := solepod.Run(t, plane, solepod.Options{})
 	fixture.Eventually(t, func() error {
 		metrics, err := g.Metrics(t.Context())
 		if err == nil && !strings.Contains(string(metrics), "\nsolepod_claims_adopted_total 1\n") {
@@ -256,7 +256,7 @@ func TestIncidentWithoutGuard(t *testing.T) {
 	}
 }
 
-// Pods of all kinds, of which reclaim takes those that it may.
+// reclaim removes the pods that it may, among pods of all kinds.
 func TestReclaim(t *testing.T) {
 	newNamespace(t, "kinds", map[string]string{"airflow-environment": "alpha"})
 	labelled := func(labels ...string) func(*corev1.Pod) {
@@ -291,14 +291,14 @@ func TestReclaim(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds", "--kubeconfig", reader(t)); code != 1 || !strings.Contains(out, "reclaimed 0, changed 0, failed 3") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds", "--kubeconfig", reader(t)); code != 1 || !strings.Contains(out, "reclaimed 0, changed 0, failed 3") {
 		t.Errorf("without permission: exit code %d", code)
 	}
-	if out, code, _ := solepod(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds"); code != 0 || !strings.Contains(out, "reclaimed 3,") {
+	if out, code, _ := command(t, "reclaim", "--yes", "--older-than=0s", "-n", "kinds"); code != 0 || !strings.Contains(out, "reclaimed 3,") {
 		t.Errorf("exit code %d", code)
 	}
 	eventuallyOnly(t, "kinds", "environment-gone", "first-try", "its-second-try", "kept", "live", "second-try")
-	if out, code, _ := solepod(t, "reclaim", "--yes", "kinds/first-try"); code != 0 || !strings.Contains(out, "reclaimed 1,") {
+	if out, code, _ := command(t, "reclaim", "--yes", "kinds/first-try"); code != 0 || !strings.Contains(out, "reclaimed 1,") {
 		t.Errorf("by its name: exit code %d", code)
 	}
 	eventuallyOnly(t, "kinds", "environment-gone", "its-second-try", "kept", "live", "second-try")
@@ -310,13 +310,13 @@ func TestReclaim(t *testing.T) {
 		"--older-than=-1s":   "--older-than",
 		"--kubeconfig=/none": "--kubeconfig",
 	} {
-		if out, code, _ := solepod(t, "reclaim", "--yes", args); code != 2 || !strings.Contains(out, want) {
+		if out, code, _ := command(t, "reclaim", "--yes", args); code != 2 || !strings.Contains(out, want) {
 			t.Errorf("%s: exit code %d", args, code)
 		}
 	}
 }
 
-// reader is the kubeconfig of somebody who may read what a scan reads.
+// reader is the kubeconfig of a user with the permissions of a scan.
 func reader(t *testing.T) string {
 	t.Helper()
 	meta := metav1.ObjectMeta{Namespace: "kinds", Name: "reader"}
@@ -345,7 +345,7 @@ func reader(t *testing.T) string {
 // The controller removes what solepod reclaim would remove.
 func TestServe(t *testing.T) {
 	newNamespace(t, "serve", nil)
-	g := guard.Run(t, plane, guard.Options{
+	g := solepod.Run(t, plane, solepod.Options{
 		Values: []string{"reclaim.olderThan=2s"}, Args: []string{"--reclaim-older-than=2s"},
 	})
 	end(t, running(t, "serve", "ended", nil), corev1.PodFailed)
@@ -377,8 +377,8 @@ func TestMany(t *testing.T) {
 	// Two of them collide.
 	running(t, "many", "collides", func(pod *corev1.Pod) { pod.Labels["run_id"] = "task-00001" })
 
-	out, code, memory := solepod(t, "audit", "-n", "many", "--older-than=0s")
-	if code != 1 || !strings.Contains(out, fmt.Sprintf("%d task pods, 1 collisions, %d leftovers, 0 orphans", pods+1, leftovers)) {
+	out, code, memory := command(t, "audit", "-n", "many", "--older-than=0s")
+	if code != 1 || !strings.Contains(out, fmt.Sprintf("%d task pods, 1 collision, %d leftovers, 0 orphans", pods+1, leftovers)) {
 		t.Errorf("exit code %d", code)
 	}
 	t.Logf("audit has used %d MiB", memory>>20)
@@ -387,7 +387,7 @@ func TestMany(t *testing.T) {
 		t.Errorf("audit has used %d MiB", memory>>20)
 	}
 	// Interrupted, and done again.
-	binary, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +411,7 @@ func TestMany(t *testing.T) {
 	if left == pods+1-leftovers {
 		t.Error("it was done before it was interrupted")
 	}
-	if out, code, _ := solepod(t, append(reclaim, "--rate=300")...); code != 0 || !strings.Contains(out, "failed 0") {
+	if out, code, _ := command(t, append(reclaim, "--rate=300")...); code != 0 || !strings.Contains(out, "failed 0") {
 		t.Errorf("exit code %d", code)
 	}
 	if left := count(t, "many"); left != pods+1-leftovers {

@@ -26,10 +26,10 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// path is what is asked for.
+// path is a kind of request.
 type path struct {
 	name     string
 	variants []variant
@@ -42,11 +42,11 @@ type path struct {
 
 func paths() []path {
 	return []path{
-		{name: "create", variants: []variant{none, noop, floor, solepod, naive}},
-		{name: "declared", variants: []variant{noop, floor, solepod}, declared: true, once: true},
-		{name: "denied", variants: []variant{noop, solepod, naive}, denied: true, once: true},
-		{name: "dry run", variants: []variant{noop, solepod}, dryRun: true, once: true},
-		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull, floorStamp, solepod}, once: true, empty: true},
+		{name: "create", variants: []variant{none, noop, floor, withSolepod, naive}},
+		{name: "declared", variants: []variant{noop, floor, withSolepod}, declared: true, once: true},
+		{name: "denied", variants: []variant{noop, withSolepod, naive}, denied: true, once: true},
+		{name: "dry run", variants: []variant{noop, withSolepod}, dryRun: true, once: true},
+		{name: "other floors", variants: []variant{floor, floorJSON, floorDial, floorFull, floorStamp, withSolepod}, once: true, empty: true},
 	}
 }
 
@@ -81,7 +81,7 @@ type row struct {
 type bench struct {
 	o        options
 	plane    *controlplane.ControlPlane
-	guard    *guard.Guard
+	guard    *solepod.Process
 	airflows map[string]client.Client
 	sequence atomic.Int64
 	filled   int
@@ -99,7 +99,7 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 		return nil, err
 	}
 	fmt.Fprintln(progress, "starting solepod")
-	if b.guard, err = guard.Start(ctx, plane, guard.Options{Direct: true}); err != nil {
+	if b.guard, err = solepod.Start(ctx, plane, solepod.Options{Direct: true}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -123,12 +123,12 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 	// Until all are called: a create of each variant succeeds, and solepod's is
 	// stamped.
 	return b, wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		for _, v := range append(served(), solepod) {
+		for _, v := range append(served(), withSolepod) {
 			pod := b.pod(path{}, v)
 			if err := b.airflows["alpha"].Create(ctx, pod, client.DryRunAll); err != nil {
 				return false, nil //nolint:nilerr // not yet
 			}
-			if _, stamped := pod.Labels["airflow-environment"]; stamped != (v == solepod || v == floorStamp) {
+			if _, stamped := pod.Labels["airflow-environment"]; stamped != (v == withSolepod || v == floorStamp) {
 				return false, nil
 			}
 		}
@@ -145,7 +145,7 @@ func (b *bench) stop() error {
 	return errors.Join(b.guard.Uninstall(context.Background()), b.guard.Stop())
 }
 
-// only has solepod's hooks hear of its own variant.
+// only restricts solepod's hooks to the pods of its variant.
 func only(ctx context.Context, c client.Client) error {
 	var mutating admissionregistrationv1.MutatingWebhookConfiguration
 	var validating admissionregistrationv1.ValidatingWebhookConfiguration
@@ -153,7 +153,7 @@ func only(ctx context.Context, c client.Client) error {
 	if err := errors.Join(c.Get(ctx, key, &mutating), c.Get(ctx, key, &validating)); err != nil {
 		return err
 	}
-	want := metav1.LabelSelectorRequirement{Key: label, Operator: metav1.LabelSelectorOpIn, Values: []string{string(solepod)}}
+	want := metav1.LabelSelectorRequirement{Key: label, Operator: metav1.LabelSelectorOpIn, Values: []string{string(withSolepod)}}
 	for i := range mutating.Webhooks {
 		mutating.Webhooks[i].ObjectSelector.MatchExpressions = append(mutating.Webhooks[i].ObjectSelector.MatchExpressions, want)
 	}
@@ -172,7 +172,7 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 	n := strconv.FormatInt(b.sequence.Add(1), 10)
 	operator := "True"
 	if slices.Contains(append(served(), none), v) {
-		operator = "No" // or solepod would hear of the pod, and adopt it meanwhile
+		operator = "No" // otherwise solepod would adopt the pod meanwhile
 	}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "task-" + n, Labels: map[string]string{
@@ -192,8 +192,8 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 
 func rival(v variant) string { return "rival-of-" + string(v) }
 
-// fill sees to it that there are as many pods, and that solepod knows them: one
-// that is created, and the claim with which solepod adopts it, and copies of both.
+// fill creates that many pods in the caches of solepod: one through the API server,
+// with the claim by which solepod adopts it, and copies of both in etcd.
 func (b *bench) fill(ctx context.Context, size int) error {
 	if b.filled >= size {
 		return nil
@@ -208,7 +208,7 @@ func (b *bench) fill(ctx context.Context, size int) error {
 	}
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	var lease coordinationv1.Lease
-	if err := b.plane.Admin.Get(ctx, client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &lease); err != nil {
+	if err := b.plane.Admin.Get(ctx, client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, &lease); err != nil {
 		return err
 	}
 	missing := int64(size - b.filled)
@@ -377,7 +377,7 @@ func (b *bench) clean(ctx context.Context, l load) error {
 	if err != nil {
 		return err
 	}
-	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(guard.Namespace), client.HasLabels{label}); err != nil {
+	if err := b.plane.Admin.DeleteAllOf(ctx, &coordinationv1.Lease{}, client.InNamespace(solepod.Namespace), client.HasLabels{label}); err != nil {
 		return err
 	}
 	return b.settled(ctx)
@@ -403,7 +403,7 @@ type calls struct {
 func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	const creates = 240
 	if p.denied {
-		if err := b.airflows["alpha"].Create(ctx, b.pod(p, solepod)); err != nil {
+		if err := b.airflows["alpha"].Create(ctx, b.pod(p, withSolepod)); err != nil {
 			return calls{}, err
 		}
 	}
@@ -436,7 +436,7 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 	}
 	err = clients(8, func(int) error {
 		for range creates / 8 {
-			if _, err := b.create(ctx, load{path: p}, solepod); err != nil {
+			if _, err := b.create(ctx, load{path: p}, withSolepod); err != nil {
 				return err
 			}
 		}

@@ -25,20 +25,19 @@ import (
 	"github.com/solepod/solepod/certs"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// variant is one of what is compared. Pods carry it as a label, by which the
-// webhooks of all variants stand beside one another and none hears of another's
-// pods.
+// variant is one of the compared guards. Pods carry it as a label, so that the
+// webhooks of each variant receive only the pods of that variant.
 type variant string
 
 const (
-	none    variant = "none"    // no webhook at all
-	noop    variant = "no-op"   // a mutating and a validating hook that do nothing
-	floor   variant = "floor"   // the same, and the validating one creates a Lease
-	solepod variant = "solepod" // the real thing
-	naive   variant = "naive"   // no-op, and a validating one that lists pods
+	none        variant = "none"    // no webhook at all
+	noop        variant = "no-op"   // a mutating and a validating hook that do nothing
+	floor       variant = "floor"   // the same, and the validating one creates a Lease
+	withSolepod variant = "solepod" // the real thing
+	naive       variant = "naive"   // no-op, and a validating one that lists pods
 
 	// What the floor would be otherwise.
 	floorJSON  variant = "floor-json"  // in JSON in place of protobuf
@@ -176,7 +175,7 @@ func claimOne(ctx context.Context, c client.Client, req admission.Request, v var
 		return admission.Allowed("")
 	}
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-		Namespace: guard.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(v)},
+		Namespace: solepod.Namespace, Name: "floor-" + string(req.UID), Labels: map[string]string{label: string(v)},
 	}}
 	if v == floorFull {
 		var pod metav1.PartialObjectMetadata
@@ -197,8 +196,7 @@ func claimOne(ctx context.Context, c client.Client, req admission.Request, v var
 	return admission.Allowed("")
 }
 
-// list is what a guard does that is written in an afternoon: it asks the API
-// server whether there is such a pod. It does not even work: of two pods at the
+// list is the simplest guard: it lists the pods of the task. It is not exact: of two pods at the
 // same moment it admits both.
 func list(ctx context.Context, c client.Client, req admission.Request) admission.Response {
 	var pod metav1.PartialObjectMetadata

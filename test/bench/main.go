@@ -1,7 +1,6 @@
-// Command bench compares creates of task pods beside one another in one run:
-// without webhooks, with hooks that do nothing, with the least that any exact
-// guard must do, with solepod, and with a guard that lists pods. make bench runs
-// it; docs/performance.md explains it.
+// Command bench compares creates of task pods in one run: without webhooks, with hooks
+// that do nothing, with the minimum of an exact guard, with solepod, and with a guard
+// that lists pods. make bench runs it; docs/performance.md explains it.
 package main
 
 import (
@@ -40,7 +39,7 @@ func main() {
 	flag.StringVar(&o.jsonFile, "json", "", "file to write all numbers to")
 	flag.StringVar(&o.benchFmt, "benchfmt", "", "file to write all samples to, for benchstat")
 	flag.BoolVar(&o.fsync, "fsync", true, "have etcd wait for the disk")
-	flag.IntVar(&o.memory, "memory", 100_000, "with how many task pods to look at solepod's memory and start, beside those of -sizes; 0 for none")
+	flag.IntVar(&o.memory, "memory", 100_000, "number of task pods for another measurement of memory and start, in addition to -sizes; 0 for none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

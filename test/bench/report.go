@@ -22,7 +22,7 @@ type result struct {
 	P99        float64 `json:"p99"`
 	// PerSecond is how many creates succeeded in a second.
 	PerSecond float64 `json:"perSecond"`
-	// Ratio is the median beside the floor's (the no-op's where there is none),
+	// Ratio is the median relative to the floor's (or to the no-op's),
 	// of the same turn, the median of all turns.
 	Ratio     float64 `json:"ratio"`
 	RatioLow  float64 `json:"ratioLow"`
@@ -166,7 +166,7 @@ func targets(all report) []target {
 	}
 	empty := 0.0
 	for _, r := range all.Rows {
-		x := r.Results[solepod]
+		x := r.Results[withSolepod]
 		switch {
 		case r.load.path.name == "create" && !r.load.busy && r.load.clients == 1:
 			atMost("median to floor: "+r.Load, 1.1, x.Ratio)
@@ -176,7 +176,7 @@ func targets(all report) []target {
 			if r.load.size == 0 {
 				empty = grown
 			} else if empty > 0 {
-				atMost("median to that with 0 pods, beside the floor's: "+r.Load, 1.1, grown/empty)
+				atMost("median to that with 0 pods, relative to the floor: "+r.Load, 1.1, grown/empty)
 			}
 			if r.load.size >= 5000 {
 				atLeast("naive to solepod: "+r.Load, 2, r.Results[naive].Median/x.Median)

@@ -13,7 +13,7 @@ import (
 	"github.com/solepod/solepod/test/chart"
 )
 
-// What the chart says of the configuration is what the program has by itself.
+// The defaults of the chart are those of the program.
 func TestDefaults(t *testing.T) {
 	content, err := os.ReadFile(filepath.Join("..", "..", chart.Path, "values.yaml"))
 	if err != nil {

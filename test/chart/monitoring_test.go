@@ -43,8 +43,7 @@ type groups struct {
 	Groups []group `json:"groups"`
 }
 
-// Each alert fires when it should, with the text that it should have, and is
-// silent when nothing is the matter.
+// Each alert fires with its text when it should, and only then.
 func TestAlerts(t *testing.T) {
 	promtool(t, "test", "rules", "alerts.yaml")
 	var tests struct {

@@ -104,10 +104,10 @@ func module(root string, b Binary) (string, error) {
 	return filepath.Join(root, binariesDir, version), nil
 }
 
-// tool tells whether a binary is no part of the control plane.
+// tool reports whether a binary is not part of the control plane.
 func (b Binary) tool() bool { return b == Helm || b == Promtool }
 
-// ofKubernetes tells whether each version of Kubernetes has its own.
+// ofKubernetes reports whether each version of Kubernetes has its own binary.
 func (b Binary) ofKubernetes() bool { return b != Etcd && b != Kwok && !b.tool() }
 
 // pkg is the main package, a tool of a nested module.
@@ -273,7 +273,7 @@ func Missing(ctx context.Context, o Options) ([]Binary, error) {
 	return missing, nil
 }
 
-// sources says where binaries come from, in one line: kube-apiserver 1.37.2,
+// sources returns the origin of binaries in one line: kube-apiserver 1.37.2,
 // etcd from one folder; kwok from another.
 func sources(ctx context.Context, binaries []Binary) (string, error) {
 	var folders []string
@@ -336,7 +336,7 @@ func linkerFlags(release string) string {
 }
 
 // runWithProgress runs a go build -v, which prints a line for each package
-// that it compiles, and tells of each tenth of them.
+// that it compiles, and reports every tenth of them.
 func runWithProgress(cmd *exec.Cmd, progress io.Writer, name string, total int) error {
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

@@ -179,7 +179,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// A start compiles what is missing, and the demo says so.
+// A start compiles missing binaries, and the demo reports it.
 func TestMissing(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("KUBEBUILDER_ASSETS", dir)
@@ -242,7 +242,7 @@ func known(t *testing.T) (root string, known []string) {
 	return root, known
 }
 
-// KUBERNETES_VERSION chooses what is built, and is not taken for another.
+// KUBERNETES_VERSION selects the version that is built, and no other.
 func TestVersions(t *testing.T) {
 	root, known := known(t)
 	t.Setenv("KUBEBUILDER_ASSETS", "")
@@ -281,7 +281,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// What is built is what was asked for, and says so.
+// The built binaries report the requested version.
 func TestVersionBuilt(t *testing.T) {
 	if os.Getenv("KUBEBUILDER_ASSETS") != "" {
 		t.Skip("KUBEBUILDER_ASSETS decides")

@@ -1,5 +1,5 @@
 // Package controlplane runs a real Kubernetes control plane on this machine,
-// without a cluster: kube-apiserver and etcd, and where asked for
+// without a cluster: kube-apiserver and etcd, and optionally
 // kube-controller-manager and a kwok node that runs pods. Tests, demo and
 // benchmarks use it.
 package controlplane
@@ -40,13 +40,13 @@ import (
 	"github.com/solepod/solepod/test/fixture"
 )
 
-// Options say what runs beside kube-apiserver and etcd.
+// Options select what runs in addition to kube-apiserver and etcd.
 type Options struct {
 	// ControllerManager runs ServiceAccounts, namespaces, Jobs and garbage
 	// collection.
 	ControllerManager bool
 	// Node runs pods that are bound to fixture.NodeName: they become Running, and end
-	// as AnnotationEnd says.
+	// according to AnnotationEnd.
 	Node bool
 	// Audit has the API server write down who did what to pods, in AuditLog.
 	Audit bool
@@ -202,7 +202,7 @@ func Start(ctx context.Context, o Options) (_ *ControlPlane, err error) {
 			"--kubeconfig="+c.Kubeconfig,
 			"--service-account-private-key-file="+filepath.Join(apiServer.CertDir, "sa-signer.key"),
 			"--use-service-account-credentials",
-			// What writes endpoints knows only of ports that pods name.
+			// The endpoints controllers support only ports that pods name.
 			"--controllers=*,-endpoints-controller,-endpointslice-controller",
 			"--leader-elect=false", "--secure-port=0"); err != nil {
 			return nil, err
@@ -381,10 +381,10 @@ func (c *ControlPlane) User(name string, groups ...string) (*rest.Config, error)
 	return user.Config(), nil
 }
 
-// FreeAddress finds a port of a host on which nobody listens, below those that the
+// FreeAddress returns a free port of a host, below those that the
 // system gives to connections: one of those might be taken before it is used. The
-// tests of other packages do not get it within the next minute: a port of its own
-// says that it is about to be used.
+// tests of other packages do not get it within the next minute: another port marks it as
+// reserved.
 func FreeAddress(ctx context.Context, host string) (string, error) {
 	const lowest, count, attempts = 20000, 10000, 100
 	listen := func(host string, port int) (net.Listener, error) {
@@ -469,11 +469,11 @@ func (p *Process) Kill() error {
 	return nil
 }
 
-// Stop asks the process to end and waits for it. A process that does not end
+// Stop sends the process SIGTERM and waits for its end. A process that does not end
 // within a minute is killed, which is an error.
 func (p *Process) Stop() error {
 	select {
-	case <-p.done: // it has ended by itself, for whoever looks at Err
+	case <-p.done: // it has ended before; Err has the reason
 		return nil
 	default:
 	}

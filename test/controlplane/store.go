@@ -15,7 +15,7 @@ import (
 )
 
 // Store writes objects into etcd as the API server keeps them, in one transaction.
-// So ten thousands are there within seconds. Nobody completes or checks them: they
+// So tens of thousands exist within seconds. They are not defaulted or validated: they
 // must be copies of what the API server has given out, and of different resources,
 // since a watch that is interrupted loses what else has the same revision.
 func (c *ControlPlane) Store(ctx context.Context, objects ...client.Object) error {
@@ -57,7 +57,7 @@ func (c *ControlPlane) Store(ctx context.Context, objects ...client.Object) erro
 	return nil
 }
 
-// transaction has etcd do what the JSON of a TxnRequest says.
+// transaction sends etcd a TxnRequest in JSON.
 func (c *ControlPlane) transaction(ctx context.Context, body []byte) error {
 	url := c.env.ControlPlane.Etcd.URL.JoinPath("/v3/kv/txn").String()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))

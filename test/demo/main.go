@@ -27,7 +27,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 const jobs = "data-jobs"
@@ -217,8 +217,8 @@ func (d *demo) keep(ctx context.Context) (err error) {
 }
 
 // guard starts solepod and makes the API server call it.
-func (d *demo) guard(ctx context.Context) (*guard.Guard, error) {
-	g, err := guard.Start(ctx, d.plane, guard.Options{})
+func (d *demo) guard(ctx context.Context) (*solepod.Process, error) {
+	g, err := solepod.Start(ctx, d.plane, solepod.Options{})
 	if err != nil {
 		return nil, err
 	}

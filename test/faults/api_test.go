@@ -11,60 +11,61 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// What an API server, or what is before it, can do to a request of solepod's.
-// Whoever creates pods gets an answer from solepod itself, and so within the
-// time for which the API server waits for the webhook.
+// The API server, or a proxy in front of it, breaks requests of solepod. The client
+// that creates a pod gets a response of solepod itself, within the timeout of the
+// webhook.
 func TestAPIServerFails(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: 2, Faults: true})
-	clients := guard.Airflows(t, plane, jobs)
-	breakAll := func(faults func(verb, resource string) guard.Fault) {
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 2, Faults: true})
+	clients := solepod.Airflows(t, plane, jobs)
+	breakAll := func(faults func(verb, resource string) solepod.Fault) {
 		for _, replica := range g.Replicas {
 			replica.Break(faults)
 		}
 	}
-	claims := func(fault guard.Fault) func(string, string) guard.Fault {
-		return func(verb, resource string) guard.Fault {
+	claims := func(fault solepod.Fault) func(string, string) solepod.Fault {
+		return func(verb, resource string) solepod.Fault {
 			if resource == "leases" && verb == "create" {
 				return fault
 			}
-			return guard.Fault{}
+			return solepod.Fault{}
 		}
 	}
-	// Each write of a claim fails once, and another one does not.
-	once := func(fault guard.Fault) func(string, string) guard.Fault {
+	const creates = 8
+	// The first write of each create fails, and no other.
+	once := func(fault solepod.Fault) func(string, string) solepod.Fault {
 		var n atomic.Int64
-		return func(verb, resource string) guard.Fault {
-			if resource == "leases" && verb == "create" && n.Add(1)%2 == 1 {
+		return func(verb, resource string) solepod.Fault {
+			if resource == "leases" && verb == "create" && n.Add(1) <= creates {
 				return fault
 			}
-			return guard.Fault{}
+			return solepod.Fault{}
 		}
 	}
 	denied := []string{"403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight"}
 	for i, c := range []struct {
 		name     string
-		faults   func(verb, resource string) guard.Fault
+		faults   func(verb, resource string) solepod.Fault
 		admitted int
 		others   []string
 	}{
-		{"slow", func(string, string) guard.Fault { return guard.Fault{Delay: 200 * time.Millisecond} }, 1, denied},
-		{"too slow", claims(guard.Fault{Delay: time.Minute}), 0, []string{"503"}},
-		{"429 once", once(guard.Fault{Status: 429, RetryAfter: 1}), 1, denied},
-		{"429 always", claims(guard.Fault{Status: 429, RetryAfter: 1}), 0, []string{"503"}},
-		{"500 once", once(guard.Fault{Status: 500}), 1, denied},
-		{"500 always", claims(guard.Fault{Status: 500}), 0, []string{"503"}},
-		{"a reset, once", once(guard.Fault{Reset: true}), 1, denied},
-		{"resets always", claims(guard.Fault{Reset: true}), 0, []string{"503"}},
-		{"an answer lost once", once(guard.Fault{Lost: true}), 1, denied},
-		{"silence", claims(guard.Fault{Silent: true}), 0, []string{"503"}},
+		{"slow", func(string, string) solepod.Fault { return solepod.Fault{Delay: 200 * time.Millisecond} }, 1, denied},
+		{"too slow", claims(solepod.Fault{Delay: time.Minute}), 0, []string{"503"}},
+		{"429 once", once(solepod.Fault{Status: 429, RetryAfter: 1}), 1, denied},
+		{"429 always", claims(solepod.Fault{Status: 429, RetryAfter: 1}), 0, []string{"503"}},
+		{"500 once", once(solepod.Fault{Status: 500}), 1, denied},
+		{"500 always", claims(solepod.Fault{Status: 500}), 0, []string{"503"}},
+		{"a reset, once", once(solepod.Fault{Reset: true}), 1, denied},
+		{"resets always", claims(solepod.Fault{Reset: true}), 0, []string{"503"}},
+		{"an answer lost once", once(solepod.Fault{Lost: true}), 1, denied},
+		{"silence", claims(solepod.Fault{Silent: true}), 0, []string{"503"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run := fmt.Sprintf("api-%d", i)
 			breakAll(c.faults)
-			answers := race(t, clients, run, 8)
+			answers := race(t, clients, run, creates)
 			breakAll(nil)
 			t.Logf("%v", tally(answers))
 			unique(t, run, answers, c.admitted, c.others...)
@@ -78,12 +79,12 @@ type warnings []string
 
 func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
 
-// Whoever prefers a duplicate to a pod that is not created says so.
+// With onError: Allow, a pod is created in spite of errors.
 func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{
+	g := solepod.Run(t, plane, solepod.Options{
 		Faults: true, Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nonError: Allow\n",
 	})
-	guard.Airflows(t, plane, jobs)
+	solepod.Airflows(t, plane, jobs)
 	config, err := plane.Airflow(t.Context(), "airflow-alpha", "airflow", jobs)
 	if err != nil {
 		t.Fatal(err)
@@ -95,11 +96,11 @@ func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Break(func(verb, resource string) guard.Fault {
+	g.Break(func(verb, resource string) solepod.Fault {
 		if resource == "leases" && verb == "create" {
-			return guard.Fault{Status: 500}
+			return solepod.Fault{Status: 500}
 		}
-		return guard.Fault{}
+		return solepod.Fault{}
 	})
 	if err := alpha.Create(t.Context(), pod("allow", "allow")); err != nil {
 		t.Error(err)
@@ -111,10 +112,10 @@ func TestAPIServerFailsAndErrorsAllow(t *testing.T) {
 	held(t, pod("allow", ""), "allow") // adopted
 }
 
-// etcd answers nobody for ten seconds, as with a disk that hangs.
+// etcd does not respond for ten seconds, as with a disk that hangs.
 func TestEtcdStalls(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 2})
+	clients := solepod.Airflows(t, plane, jobs)
 	if err := clients["alpha"].Create(t.Context(), pod("stall-live", "stall-live")); err != nil {
 		t.Fatal(err)
 	}

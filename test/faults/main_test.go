@@ -1,5 +1,5 @@
-// Package faults breaks what solepod depends on, one thing after another, and
-// sees that what docs/operations.md says of it is what happens.
+// Package faults breaks the dependencies of solepod one by one, and checks that the
+// effects are those in docs/operations.md.
 package faults
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // jobs is the namespace of all task pods; each test has runs of its own.
@@ -59,15 +59,15 @@ func race(t *testing.T, clients map[string]client.Client, run string, n int) []e
 func podsOf(t *testing.T, run string) []string {
 	t.Helper()
 	names := []string{}
-	for _, pod := range guard.PodsOf(t, plane, jobs, run) {
+	for _, pod := range solepod.PodsOf(t, plane, jobs, run) {
 		names = append(names, pod.Name)
 	}
 	return names
 }
 
 // outcome is the status of an answer and, of a denial, the reason; "admitted"
-// for no error. What the API server says in place of a webhook that has not
-// answered in time is neither, and told in full.
+// for no error. An error of the API server for a webhook that has timed out is neither,
+// and returned in full.
 func outcome(err error) string {
 	if err == nil {
 		return "admitted"
@@ -93,8 +93,8 @@ func tally(answers []error) map[string]int {
 	return out
 }
 
-// unique fails the test unless a run's task was admitted as often as is said,
-// 0 or 1 times, and all other answers are of the outcomes that are expected.
+// unique fails the test unless admitted pods of a run were admitted, 0 or 1, and all
+// other responses have an expected outcome.
 func unique(t *testing.T, run string, answers []error, admitted int, expected ...string) {
 	t.Helper()
 	got := tally(answers)
@@ -108,9 +108,9 @@ func unique(t *testing.T, run string, answers []error, admitted int, expected ..
 	}
 }
 
-// works waits until creates are admitted again, by all replicas, and sees that
-// of a race only one is.
-func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run string) {
+// works waits until all replicas admit creates again, and checks that they admit only
+// one create of a race.
+func works(t *testing.T, g *solepod.Process, clients map[string]client.Client, run string) {
 	t.Helper()
 	revive(t, g)
 	for i := range len(g.Replicas) {
@@ -121,8 +121,8 @@ func works(t *testing.T, g *guard.Guard, clients map[string]client.Client, run s
 }
 
 // revive starts replicas that have ended, as the kubelet does, and waits until
-// all are ready. A leader ends when it can not renew its lease for ten seconds.
-func revive(t *testing.T, g *guard.Guard) {
+// all are ready. A leader ends if it cannot renew its lease for ten seconds.
+func revive(t *testing.T, g *solepod.Process) {
 	t.Helper()
 	for _, replica := range g.Replicas {
 		fixture.Eventually(t, func() error {
@@ -138,8 +138,8 @@ func revive(t *testing.T, g *guard.Guard) {
 	}
 }
 
-// leader is the replica that leads, nil if none says so.
-func leader(t *testing.T, g *guard.Guard) *guard.Replica {
+// leader returns the leader, or nil if there is none.
+func leader(t *testing.T, g *solepod.Process) *solepod.Replica {
 	t.Helper()
 	for _, replica := range g.Replicas {
 		metrics, err := replica.Metrics(t.Context())
@@ -155,7 +155,7 @@ func claimOf(t *testing.T, pod *corev1.Pod) (*coordinationv1.Lease, error) {
 	t.Helper()
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	lease := &coordinationv1.Lease{}
-	return lease, plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease)
+	return lease, plane.Admin.Get(t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, lease)
 }
 
 // held waits until the claim of a pod's task has these holders' pods.

@@ -25,15 +25,15 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // The leader is killed while it drops the claims of many pods that are gone.
 // The next one finishes, and takes nothing away from a pod that lives.
 func TestLeaderLostWhileItSweeps(t *testing.T) {
 	const tasks, lives = 300, 10 // each tenth
-	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 2})
+	clients := solepod.Airflows(t, plane, jobs)
 	fixture.Eventually(t, func() error {
 		if leader(t, g) == nil {
 			return errors.New("nobody leads")
@@ -55,7 +55,7 @@ func TestLeaderLostWhileItSweeps(t *testing.T) {
 	all.Wait()
 	claims := func() map[string]bool {
 		out := map[string]bool{}
-		for _, lease := range guard.Claims(t, plane) {
+		for _, lease := range solepod.Claims(t, plane) {
 			if strings.HasPrefix(lease.Labels["run_id"], "sweep-") {
 				out[lease.Labels["run_id"]] = true
 			}
@@ -130,7 +130,7 @@ func setFailurePolicy(t *testing.T, to admissionregistrationv1.FailurePolicyType
 // collisions are the tasks' runs that solepod audit reports.
 func collisions(t *testing.T) []string {
 	t.Helper()
-	binary, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,8 +154,8 @@ func collisions(t *testing.T) []string {
 // No replica answers. With failurePolicy Fail nothing is created; with Ignore
 // all is, and solepod finds out afterwards.
 func TestAllReplicasDown(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 2})
+	clients := solepod.Airflows(t, plane, jobs)
 	for _, replica := range g.Replicas {
 		if err := replica.Kill(); err != nil {
 			t.Fatal(err)
@@ -187,9 +187,9 @@ func TestAllReplicasDown(t *testing.T) {
 // one is deleted or edited into garbage is in TestKnownBugs of
 // test/integration.
 func TestClaimOfAnotherVersion(t *testing.T) {
-	guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := guard.Airflows(t, plane, jobs)
-	// Read as if it was of this version, it is the claim of a pod that is long gone.
+	solepod.Run(t, plane, solepod.Options{Replicas: 2})
+	clients := solepod.Airflows(t, plane, jobs)
+	// In this version, it would be the claim of a pod that was deleted long ago.
 	format := map[string]string{"solepod.io/holders": `[{"of":"a format to come","claimedAt":"2023-03-08T09:13:29Z"}]`}
 	other := func(run string) {
 		t.Helper()
@@ -217,7 +217,7 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 	t.Run("of pods of which nothing is known", func(t *testing.T) {
 		id, _ := taskpod.FromMeta(pod("v2-alone", ""), "").Identity()
 		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{
-			Namespace: guard.Namespace, Name: claim.Name(id), Labels: map[string]string{claim.Label: "v2"}, Annotations: format,
+			Namespace: solepod.Namespace, Name: claim.Name(id), Labels: map[string]string{claim.Label: "v2"}, Annotations: format,
 		}}
 		if err := plane.Admin.Create(t.Context(), lease); err != nil {
 			t.Fatal(err)
@@ -240,12 +240,12 @@ func TestClaimOfAnotherVersion(t *testing.T) {
 // The namespace of claims is deleted. No task pod is created, with a word of
 // what to do, until solepod is installed again, which takes up what is there.
 func TestNamespaceDeleted(t *testing.T) {
-	g := guard.Run(t, plane, guard.Options{Replicas: 2})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 2})
+	clients := solepod.Airflows(t, plane, jobs)
 	if err := clients["alpha"].Create(t.Context(), pod("gone-live", "gone-live")); err != nil {
 		t.Fatal(err)
 	}
-	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: guard.Namespace}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: solepod.Namespace}}
 	if err := plane.Admin.Delete(t.Context(), namespace); err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestNamespaceDeleted(t *testing.T) {
 		attempts++
 		run := fmt.Sprintf("gone-%d", attempts)
 		err := clients["alpha"].Create(t.Context(), pod(run, run))
-		const cure = "; namespace solepod-system, or the right to keep claims in it, is missing: install solepod again, or delete its webhook configurations"
+		const cure = "; namespace solepod-system, or the permission to write claims in it, is missing: install solepod again, or delete its webhook configurations"
 		if outcome(err) != "500" || !strings.HasSuffix(err.Error(), cure) {
 			return fmt.Errorf("%w", err)
 		}
@@ -281,7 +281,7 @@ func TestNamespaceDeleted(t *testing.T) {
 	if err := g.Uninstall(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	g = guard.Run(t, plane, guard.Options{Replicas: 2})
+	g = solepod.Run(t, plane, solepod.Options{Replicas: 2})
 	held(t, pod("gone-live", ""), "gone-live")
 	if err := clients["production"].Create(t.Context(), pod("gone-live", "gone-rival")); outcome(err) != "403 DuplicateEnvironment" {
 		t.Error(err)
@@ -289,8 +289,8 @@ func TestNamespaceDeleted(t *testing.T) {
 	works(t, g, clients, "gone")
 }
 
-// untilAnswered has n clients create pods of one task, which try again by
-// themselves while nobody answers or the answer is a server's error.
+// untilAnswered creates pods of one task with n clients. Each client retries until it
+// gets a response without a server error.
 func untilAnswered(t *testing.T, clients map[string]client.Client, run string, n int) {
 	t.Helper()
 	environments := slices.Sorted(maps.Keys(clients))
@@ -314,8 +314,8 @@ func untilAnswered(t *testing.T, clients map[string]client.Client, run string, n
 // one task, and try again as long as it takes.
 func TestAPIServerRestartsInARace(t *testing.T) {
 	const creates, after = 16, 3
-	g := guard.Run(t, plane, guard.Options{Replicas: 3})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 3})
+	clients := solepod.Airflows(t, plane, jobs)
 	restarted := make(chan error, 1)
 	go func() { restarted <- plane.Restart() }()
 	rounds := 0

@@ -19,18 +19,18 @@ import (
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // requestLife is how long after its claim a pod may still be created.
 const requestLife = 34 * time.Second
 
-// Replicas whose clocks differ, by the real code on the real API server, since
-// no process can be given another clock: alpha's pod is claimed and may be
-// created for as long as a request lives; in the last moment of that the leader
-// looks at the claim, and then production asks.
+// The clocks of replicas differ. A process cannot have another clock, so this is the
+// real code on the real API server. Alpha's pod is claimed and can be created within
+// the lifetime of a request. At the end of that, the leader reconciles the claim, and
+// then production creates its pod.
 func TestClockSkew(t *testing.T) {
-	err := plane.Admin.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: guard.Namespace}})
+	err := plane.Admin.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: solepod.Namespace}})
 	if client.IgnoreAlreadyExists(err) != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestClockSkew(t *testing.T) {
 	defaults := config.Default()
 	settings := defaults.Policy()
 	never := func(types.UID) bool { return false }
-	claims := &claim.Claimer{API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Deleted: never}
+	claims := &claim.Claimer{API: plane.Admin, Namespace: solepod.Namespace, Settings: settings, Deleted: never}
 	submission := func(run, environment string, ahead time.Duration) policy.Submission {
 		p := pod(run, run+"-"+environment, "airflow-environment="+environment)
 		p.UID, p.Annotations = types.UID(p.Name), map[string]string{"solepod.io/environment": "stamped"}
@@ -86,11 +86,11 @@ func TestClockSkew(t *testing.T) {
 				t.Fatalf("%+v, %v", d, err)
 			}
 			id, _ := first.Pod.Identity()
-			fixture.Eventually(t, func() error { // the leader knows of the claim
-				return known.Get(t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
+			fixture.Eventually(t, func() error { // the leader has the claim in its cache
+				return known.Get(t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, &coordinationv1.Lease{})
 			})
 			leader := &claim.Reconciler{
-				Cache: known, Pods: pods, API: plane.Admin, Namespace: guard.Namespace, Settings: settings, Deleted: never,
+				Cache: known, Pods: pods, API: plane.Admin, Namespace: solepod.Namespace, Settings: settings, Deleted: never,
 				Now: func() time.Time { return time.Now().Add(requestLife + ahead.leader) },
 			}
 			if _, err := leader.Reconcile(t.Context(), claim.Request(claim.Name(id))); err != nil {

@@ -13,11 +13,11 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// fresh is what the check of that name says of a replica.
-func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
+// fresh returns the result of that readiness check of a replica.
+func fresh(ctx context.Context, replica *solepod.Replica) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+replica.HealthAddress+"/readyz/fresh", nil)
 	if err != nil {
 		return "", err
@@ -31,20 +31,20 @@ func fresh(ctx context.Context, replica *guard.Replica) (string, error) {
 	return string(text), err
 }
 
-// One of three replicas does not hear what happens in the cluster. It admits no
-// duplicate before it knows of that, says so, decides nothing more, and is back
-// when it hears again.
+// One of three replicas receives no watch events. It admits no duplicate. When its
+// caches are stale, it reports that and refuses all reviews until it receives events
+// again.
 func TestReplicaCutOff(t *testing.T) {
 	const limit = 10 * time.Second
-	g := guard.Run(t, plane, guard.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
-	clients := guard.Airflows(t, plane, jobs)
+	g := solepod.Run(t, plane, solepod.Options{Replicas: 3, Faults: true, Args: []string{"--max-staleness=" + limit.String()}})
+	clients := solepod.Airflows(t, plane, jobs)
 	deaf := g.Replicas[0]
 	for _, c := range []struct {
 		name  string
-		fault func(verb, resource string) guard.Fault
+		fault func(verb, resource string) solepod.Fault
 	}{
-		{"its watches are silent", func(verb, _ string) guard.Fault { return guard.Fault{Silent: verb == "watch"} }},
-		{"its connections are reset", func(string, string) guard.Fault { return guard.Fault{Reset: true} }},
+		{"its watches are silent", func(verb, _ string) solepod.Fault { return solepod.Fault{Silent: verb == "watch"} }},
+		{"its connections are reset", func(string, string) solepod.Fault { return solepod.Fault{Reset: true} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run := strings.ReplaceAll(c.name, " ", "-")
@@ -53,7 +53,7 @@ func TestReplicaCutOff(t *testing.T) {
 			if err := deaf.DropAPI(); err != nil {
 				t.Fatal(err)
 			}
-			// It does not know these pods.
+			// Its cache lacks these pods.
 			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(live, live)) })
 			fixture.Eventually(t, func() error { return clients["alpha"].Create(t.Context(), pod(mapped, mapped, "map_index=7")) })
 			unique(t, live, append(race(t, clients, live, 12), nil), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight", "503", "500")
@@ -61,12 +61,12 @@ func TestReplicaCutOff(t *testing.T) {
 			var said string
 			fixture.Eventually(t, func() (err error) {
 				said, err = fresh(t.Context(), deaf)
-				if err == nil && !strings.Contains(said, "told nothing") {
+				if err == nil && !strings.Contains(said, "are stale") {
 					err = fmt.Errorf("it says %q", said)
 				}
 				return err
 			})
-			silence := regexp.MustCompile(`the API server has told nothing of kind \w+ for (\d+\w+)`).FindStringSubmatch(said)
+			silence := regexp.MustCompile(`cached \w+ are stale: no watch event from the API server for (\d+\w+)`).FindStringSubmatch(said)
 			if silence == nil {
 				t.Fatalf("it says %q", said)
 			}
@@ -76,9 +76,9 @@ func TestReplicaCutOff(t *testing.T) {
 			if err := deaf.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "[-]fresh failed") {
 				t.Errorf("ready: %v", err)
 			}
-			// Of the mapped pod nothing is in the claim but a mark, which does not
-			// count for long: only who sees the pod knows of it.
-			guard.AgeClaims(t, plane)
+			// The claim has only a family placeholder for the mapped pod, which expires:
+			// then only a cache with the pod has it.
+			solepod.AgeClaims(t, plane)
 			answers := make([]error, 12)
 			for i := range answers {
 				answers[i] = clients["production"].Create(t.Context(), pod(mapped, fmt.Sprintf("%s-unmapped-%d", mapped, i)))
@@ -99,11 +99,11 @@ func TestReplicaCutOff(t *testing.T) {
 	}
 }
 
-// In a cluster in which nothing happens the API server says nothing for two
-// minutes, and then the same each minute. That is no reason to be unready.
+// In a cluster without changes, the API server sends nothing for two minutes, and then
+// a bookmark each minute. Replicas stay ready.
 func TestIdleCluster(t *testing.T) {
 	const limit = 5 * time.Second
-	g := guard.Run(t, plane, guard.Options{Args: []string{"--max-staleness=" + limit.String()}})
+	g := solepod.Run(t, plane, solepod.Options{Args: []string{"--max-staleness=" + limit.String()}})
 	heard := func() time.Time {
 		metrics, err := g.Metrics(t.Context())
 		if err != nil {

@@ -9,10 +9,10 @@ import (
 	"testing"
 
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// oldRevision is the solepod that runs beside today's: the last commit before
+// oldRevision is the version that runs along with today's: the last commit before
 // there was a chart. Set it to the last release once there is one.
 const oldRevision = "6b015bb"
 
@@ -45,12 +45,12 @@ func TestVersionsSideBySide(t *testing.T) {
 	before := old(t)
 
 	t.Run("a race", func(t *testing.T) {
-		now, err := guard.Binary(t.Context())
+		now, err := solepod.Binary(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		g := guard.Run(t, plane, guard.Options{Replicas: 4, Binaries: []string{before, now}})
-		clients := guard.Airflows(t, plane, jobs)
+		g := solepod.Run(t, plane, solepod.Options{Replicas: 4, Binaries: []string{before, now}})
+		clients := solepod.Airflows(t, plane, jobs)
 		for round := range rounds {
 			run := fmt.Sprintf("versions-%d", round)
 			unique(t, run, race(t, clients, run, creates), 1, "403 DuplicateEnvironment", "403 DuplicateTry", "409 InFlight")
@@ -62,7 +62,7 @@ func TestVersionsSideBySide(t *testing.T) {
 			}
 		}
 	})
-	// A field that it does not know might be one that forbids something.
+	// An unknown field could be a restriction.
 	t.Run("the configuration of a newer version", func(t *testing.T) {
 		config := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(config, []byte("apiVersion: solepod.io/v1alpha1\nkind: Configuration\nfieldToCome: x\n"), 0o600); err != nil {

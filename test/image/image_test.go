@@ -1,7 +1,7 @@
 //go:build image
 
-// Package image builds the image without a registry, looks at what is in it, and
-// runs it as manifests/ have it run: as a user without rights, on a root that is
+// Package image builds the image without a registry, inspects it, and runs it with the
+// restrictions of the manifests: as an unprivileged user, on a root that is
 // mounted read-only.
 package image
 
@@ -74,7 +74,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// build builds the image anew.
+// build builds the image.
 func build(ctx context.Context) (archive, error) {
 	if _, err := run(ctx, "make", "image"); err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// checkStatic fails if a binary needs anything beside it.
+// checkStatic fails if a binary needs other files.
 func checkStatic(t *testing.T, binary []byte, machine elf.Machine) {
 	t.Helper()
 	f, err := elf.NewFile(bytes.NewReader(binary))

@@ -52,7 +52,7 @@ func (c container) write(t *testing.T, name string, content []byte, mode os.File
 // command runs a program of the image in it, as its user, with a mount of its
 // own for the root, which is read-only. There is less than in a container: not
 // even /proc and /dev. Each program replaces the one before, so that the
-// process to be asked and stopped is that of the image.
+// process is that of the image.
 func (c container) command(ctx context.Context, args ...string) *exec.Cmd {
 	const script = `set -eu
 root=$1 user=$2
@@ -65,8 +65,8 @@ exec chroot --userspec="$user" --groups= "$root" "$@"`
 	return cmd
 }
 
-// namespace runs a program with mounts of its own. Who is not root becomes it in
-// a user namespace, with the IDs that /etc/subuid and /etc/subgid give.
+// namespace runs a program with mounts of its own. Another user than root becomes root
+// in a user namespace, with the IDs of /etc/subuid and /etc/subgid.
 func namespace(ctx context.Context, args ...string) *exec.Cmd {
 	unshare := []string{"--mount"}
 	if os.Geteuid() != 0 {
@@ -167,7 +167,7 @@ func TestServes(t *testing.T) {
 	}
 }
 
-// checkConfined asks the kernel who a process is, and what its root is.
+// checkConfined checks the user and the root of a process in /proc.
 func checkConfined(t *testing.T, pid int) {
 	t.Helper()
 	// From a namespace like its own, in which user IDs have the same names.

@@ -28,9 +28,8 @@ func (c *cluster) results(flags string) (map[string]check.Result, error) {
 	return byName, nil
 }
 
-// Each fault is found by the check that is for it, which is green before and,
-// when the fault is mended, after. These take a real cluster; pkg/check has all
-// that takes none.
+// The check of each fault finds it, and is ok before the fault and after its repair.
+// These faults need a real cluster; pkg/check tests all others.
 func TestCheckFindsFaults(t *testing.T) {
 	c := newCluster(t)
 	c.install("")

@@ -28,7 +28,7 @@ import (
 	"github.com/solepod/solepod/test/fixture"
 )
 
-// What README.md says of the installation works as it is written.
+// The commands in README.md install solepod.
 func TestReadme(t *testing.T) {
 	c := newCluster(t)
 	content, err := os.ReadFile(filepath.Join(c.root, "README.md"))
@@ -171,8 +171,8 @@ func serialAt(ctx context.Context, address string) (string, error) {
 	return state.PeerCertificates[0].SerialNumber.String(), conn.Close()
 }
 
-// A certificate of one's own, in the Secret, and its CA in the values. Nobody
-// mends it if it is replaced.
+// A certificate of the user in the Secret, and its CA in the values. solepod does not
+// repair it.
 func TestProvided(t *testing.T) {
 	c := newCluster(t)
 	dir := t.TempDir()

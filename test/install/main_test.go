@@ -24,8 +24,8 @@ import (
 	"github.com/solepod/solepod/test/chart"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
 	"github.com/solepod/solepod/test/kubelet"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // plane is the control plane that the package's tests share; each installs
@@ -49,7 +49,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	// As in guard.Run: the result depends on the version of the control plane.
+	// As in solepod.Run: the result depends on the version of the control plane.
 	paths, err := controlplane.Build(t.Context(), os.Stderr, controlplane.KubeAPIServer, controlplane.Kubectl, controlplane.Helm)
 	if err != nil {
 		t.Fatal(err)
@@ -59,19 +59,19 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, root: root, bin: t.TempDir()}
-	solepod, err := guard.Binary(t.Context())
+	binary, err := solepod.Binary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(
-		os.Symlink(solepod, filepath.Join(c.bin, "solepod")),
+		os.Symlink(binary, filepath.Join(c.bin, "solepod")),
 		os.Symlink(paths[controlplane.Kubectl], filepath.Join(c.bin, "kubectl")),
 		os.Symlink(paths[controlplane.Helm], filepath.Join(c.bin, "helm")),
 	); err != nil {
 		t.Fatal(err)
 	}
 	if c.kubelet, err = kubelet.Start(t.Context(), plane, kubelet.Options{
-		Namespace: namespace, Binary: solepod, Nodes: []string{"node-1", "node-2"},
+		Namespace: namespace, Binary: binary, Nodes: []string{"node-1", "node-2"},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func (c *cluster) install(flags string) {
 	c.called()
 }
 
-// called waits until API servers have heard of the webhooks and trust them.
+// called waits until API servers call the webhooks and trust them.
 func (c *cluster) called() {
 	c.t.Helper()
 	fixture.Eventually(c.t, func() error {
@@ -150,8 +150,8 @@ func (c *cluster) called() {
 	})
 }
 
-// remove removes whatever is there, and waits until it is gone. The pods go
-// first: the controller of namespaces looks again only after half their grace.
+// remove removes an installation and waits for the end of the removal. It deletes the
+// pods first: the namespace controller retries only after half their grace period.
 func (c *cluster) remove(ctx context.Context) {
 	c.t.Helper()
 	if _, err := c.sh(ctx, `kubectl delete --ignore-not-found validatingwebhookconfiguration,mutatingwebhookconfiguration solepod
@@ -261,5 +261,5 @@ func serials(ctx context.Context, pods []kubelet.Pod) (out []string, err error) 
 }
 
 func metrics(ctx context.Context, pod kubelet.Pod) ([]byte, error) {
-	return guard.Get(ctx, "http://"+pod.MetricsAddress+"/metrics")
+	return solepod.Get(ctx, "http://"+pod.MetricsAddress+"/metrics")
 }

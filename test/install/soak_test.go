@@ -20,7 +20,7 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 var soak = flag.Duration("soak", 2*time.Minute, "how long TestSoak lasts")
@@ -33,9 +33,9 @@ type soaking struct {
 	explained, unexplained, doubles []string
 }
 
-// task has both environments create a pod of one task at the same moment, of
-// which the node runs the one that is admitted, until it is deleted. If none is,
-// because the API server is away, nobody tries again at once.
+// task creates a pod of one task in both environments concurrently. The node runs the
+// admitted pod until it is deleted. If none is admitted, because the API server is
+// down, there is no immediate retry.
 func (s *soaking) task(ctx context.Context, name string, airflows map[string]client.Client) {
 	type answer struct {
 		pod *corev1.Pod
@@ -92,8 +92,8 @@ func (s *soaking) task(ctx context.Context, name string, airflows map[string]cli
 	}
 }
 
-// count tells errors that are to be expected from others: a denial with its
-// reason, and, while the API server or a replica are away, whatever it takes.
+// count distinguishes expected errors from others: denials with a reason, and all
+// errors while the API server or a replica is down.
 func (s *soaking) count(err error) {
 	var unanswered *url.Error
 	switch {
@@ -106,7 +106,7 @@ func (s *soaking) count(err error) {
 	}
 }
 
-// disturb is for what nobody can bear without an error, for a while.
+// disturb runs a disturbance that causes errors for a while.
 func (s *soaking) disturb(do func() error) error {
 	change := func(by int) {
 		s.mu.Lock()
@@ -118,7 +118,7 @@ func (s *soaking) disturb(do func() error) error {
 	return do()
 }
 
-// gauge is what a replica says of itself.
+// gauge has metrics of a replica.
 type gauge struct{ memory, goroutines float64 }
 
 func (c *cluster) gauges(ctx context.Context) (out []gauge) {
@@ -154,15 +154,15 @@ func TestSoak(t *testing.T) {
 		t.Skip("make soak and make test-slow run it")
 	}
 	c := newCluster(t)
-	// Of less than that a third is over before a killed leader has a successor
-	// (17 s) that is answered by an API server (5 s) and makes a certificate
-	// which is trusted for a tenth before it is served.
+	// A killed leader is replaced after 17 s. The API server responds to the new leader
+	// within 5 s. Its certificate is trusted for a tenth of the lifetime before it is
+	// served. All of that must fit into a third of the lifetime.
 	lifetime := max(96*time.Second, *soak/8)
 	c.install("--set certificates.lifetime=" + lifetime.String())
-	airflows := guard.Airflows(t, plane, "airflow-alpha")
+	airflows := solepod.Airflows(t, plane, "airflow-alpha")
 	var s soaking
 	s.task(t.Context(), "soak", airflows)
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 	rest := c.goroutines(t.Context())
 
 	ctx, stop := context.WithTimeout(t.Context(), *soak)
@@ -223,7 +223,7 @@ func TestSoak(t *testing.T) {
 
 	// An event that could not be written is tried again for two minutes, in a
 	// goroutine of its own (client-go's events); all others are gone sooner.
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 	var now float64
 	err := wait.PollUntilContextTimeout(t.Context(), time.Second, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
 		now = c.goroutines(ctx)

@@ -16,11 +16,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// connect asks for an exec in a pod. Nothing runs there, so that what is
-// admitted fails later, on the way to the node.
+// connect requests an exec in a pod. No process runs there, so an admitted request fails
+// later, on the way to the node.
 func connect(ctx context.Context, config *rest.Config, pod *corev1.Pod) error {
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -143,7 +143,8 @@ func (w *world) grant(environment, resource, verb string) {
 	}
 }
 
-// An exec that is nobody's or one's own passes the hook, and fails at the node.
+// An exec without an environment or of its own environment passes the hook, and fails
+// at the node.
 func TestExecIsPassedOn(t *testing.T) {
 	shared.Run(t, plane)
 	w := newWorld(t, "exec")
@@ -177,7 +178,7 @@ func TestForeignAccessSettings(t *testing.T) {
 		"foreignAccess: Audit": true, "foreignAccess: Off": false, "enforcement: Audit": true,
 	} {
 		t.Run(settings, func(t *testing.T) {
-			g := shared.Own(t, plane, guard.Options{Config: header + settings + "\n"})
+			g := shared.Own(t, plane, solepod.Options{Config: header + settings + "\n"})
 			w := newWorld(t, "foreign-"+strings.ToLower(strings.ReplaceAll(settings, ": ", "-")))
 			pod := w.mustCreate(w.airflow("alpha"), "x")
 			if err := w.airflow("production").Delete(t.Context(), pod); err != nil {
@@ -237,7 +238,7 @@ func TestTheSystemIsNotAsked(t *testing.T) {
 
 // Access fails open: no pod outlives solepod because of it.
 func TestAccessFailsOpen(t *testing.T) {
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "open")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	if err := g.Kill(); err != nil {

@@ -22,14 +22,14 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // claims are the claims of a world, with their holders.
 func (w *world) claims() map[string][]claim.Holder {
 	w.t.Helper()
 	out := map[string][]claim.Holder{}
-	for _, lease := range guard.Claims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs}) {
+	for _, lease := range solepod.Claims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs}) {
 		var holders []claim.Holder
 		if err := json.Unmarshal([]byte(lease.Annotations["solepod.io/holders"]), &holders); err != nil {
 			w.t.Fatalf("%s: %v", lease.Name, err)
@@ -75,7 +75,7 @@ func (w *world) leaseOf(pod *corev1.Pod) *coordinationv1.Lease {
 	w.t.Helper()
 	id, _ := taskpod.FromMeta(pod, "").Identity()
 	lease := &coordinationv1.Lease{}
-	if err := w.admin.Get(w.t.Context(), client.ObjectKey{Namespace: guard.Namespace, Name: claim.Name(id)}, lease); err != nil {
+	if err := w.admin.Get(w.t.Context(), client.ObjectKey{Namespace: solepod.Namespace, Name: claim.Name(id)}, lease); err != nil {
 		w.t.Fatal(err)
 	}
 	return lease
@@ -84,7 +84,7 @@ func (w *world) leaseOf(pod *corev1.Pod) *coordinationv1.Lease {
 // age makes the claims of the world old ones.
 func (w *world) age() {
 	w.t.Helper()
-	guard.AgeClaims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
+	solepod.AgeClaims(w.t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
 }
 
 func (w *world) delete(pod *corev1.Pod) {
@@ -111,7 +111,7 @@ func TestClaimsReadWell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := clients.CoordinationV1().RESTClient().Get().Namespace(guard.Namespace).Resource("leases").Name(lease.Name).
+	raw, err := clients.CoordinationV1().RESTClient().Get().Namespace(solepod.Namespace).Resource("leases").Name(lease.Name).
 		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestDryRunsAndDenialsLeaveNoClaim(t *testing.T) {
 	w.mustHold("x")
 }
 
-// The bugs that others had who keep something beside the pods. Those that need
+// Bugs of other projects that keep state in addition to the pods. Those that need
 // a certain interleaving are variants in TestBrokenProtocolsAreFound of
 // package claim.
 func TestKnownBugs(t *testing.T) {
@@ -152,7 +152,7 @@ func TestKnownBugs(t *testing.T) {
 	t.Run("matching by pod name across a delete and recreate", func(t *testing.T) {
 		w := newWorld(t, "by-name")
 		alpha := w.airflow("alpha")
-		for range 10 { // the deletion of one pod is told while the claim of the next is taken
+		for range 10 { // the event of one deletion arrives while the next claim is taken
 			w.delete(w.mustCreate(alpha, "x"))
 		}
 		pod := w.mustCreate(alpha, "x")
@@ -177,7 +177,7 @@ func TestKnownBugs(t *testing.T) {
 		}
 	})
 
-	t.Run("a Pending pod taken for dead", func(t *testing.T) {
+	t.Run("a Pending pod treated as dead", func(t *testing.T) {
 		w := newWorld(t, "pending")
 		w.mustCreate(w.airflow("alpha"), "x")
 		w.age()
@@ -326,14 +326,14 @@ func TestClaimsFollowTheirPods(t *testing.T) {
 	})
 }
 
-// What happened while no solepod was there to see it is made up for when one
-// starts, which reads everything anew.
+// When solepod starts, it reads all pods, and repairs the claims of changes while it was
+// down.
 func TestFullResync(t *testing.T) {
 	w := newWorld(t, "resync")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	older := w.mustCreate(alpha, "older run_id=older") // than solepod
 
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w.eventuallyHeld("older")
 	w.mustCreate(alpha, "stays run_id=stays")
 	goes := w.mustCreate(alpha, "goes run_id=goes")
@@ -349,7 +349,7 @@ func TestFullResync(t *testing.T) {
 	if err := w.admin.Patch(t.Context(), checked, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
 		t.Fatal(err)
 	}
-	// A duplicate slips in, as soon as the API server no longer asks.
+	// A duplicate is created as soon as the API server no longer calls solepod.
 	fixture.Eventually(t, func() error {
 		_, err := w.create(production, "slipped-in run_id=older")
 		return err
@@ -369,7 +369,7 @@ func TestFullResync(t *testing.T) {
 }
 
 func TestControlPlaneRestart(t *testing.T) {
-	shared.Own(t, plane, guard.Options{})
+	shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "restart")
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	gone := w.mustCreate(alpha, "gone run_id=gone")

@@ -17,7 +17,7 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // With a client CA, API servers are answered as ever, and strangers claim
@@ -25,10 +25,10 @@ import (
 func TestClientCA(t *testing.T) {
 	w := newWorld(t, "client-ca")
 	// Run has the API server call both hooks.
-	g := shared.Own(t, plane, guard.Options{Args: []string{"--client-ca-file=" + plane.ClientCA, "--client-allowed-names=" + controlplane.Caller}})
+	g := shared.Own(t, plane, solepod.Options{Args: []string{"--client-ca-file=" + plane.ClientCA, "--client-allowed-names=" + controlplane.Caller}})
 	claims := func() []coordinationv1.Lease {
 		t.Helper()
-		return guard.Claims(t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
+		return solepod.Claims(t, plane, client.MatchingLabels{claim.LabelNamespace: w.jobs})
 	}
 
 	of := func(name string) *tls.Certificate {
@@ -45,9 +45,9 @@ func TestClientCA(t *testing.T) {
 		certificate *tls.Certificate
 		want        string
 	}{
-		"no certificate":      {nil, "403 solepod answers only to API servers: no client certificate"},
+		"no certificate":      {nil, "403 solepod serves API servers only: no client certificate"},
 		"one by another CA":   {another, "remote error: tls: "},
-		"one of another name": {of("stranger"), `403 solepod answers only to API servers: the client certificate is of "stranger"`},
+		"one of another name": {of("stranger"), `403 solepod serves API servers only: the client certificate is for "stranger"`},
 	} {
 		for _, path := range []string{webhook.StampPath, webhook.GuardPath, webhook.AccessPath} {
 			if got := ask(t, g, path, tc.certificate, review(t, w.pod("forged"))); !strings.Contains(got, tc.want) {
@@ -83,13 +83,13 @@ func keyPair(t *testing.T, certificate, key []byte) *tls.Certificate {
 
 // ask posts a review with a certificate, if there is one, and returns the
 // status and the body of the answer, or the error.
-func ask(t *testing.T, g *guard.Guard, path string, certificate *tls.Certificate, body []byte) string {
+func ask(t *testing.T, g *solepod.Process, path string, certificate *tls.Certificate, body []byte) string {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(g.CA)
 	config := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 	if certificate != nil {
-		// Certificates would leave out those that the server does not ask for.
+		// Certificates would omit a certificate that the server does not request.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
 	}
 	transport := &http.Transport{TLSClientConfig: config}

@@ -14,7 +14,7 @@ import (
 	"github.com/solepod/solepod/pkg/declare"
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // airflowNamespace makes a namespace of an Airflow that opts in.
@@ -133,7 +133,7 @@ func mountPlugins(p *corev1.Pod) {
 
 // The API server does not call the hook for task pods, for pods that opt out and
 // in other namespaces.
-func costsNothingElsewhere(t *testing.T, g *guard.Guard) {
+func costsNothingElsewhere(t *testing.T, g *solepod.Process) {
 	before, err := g.Calls(t.Context(), webhook.DeclarePath)
 	if err != nil {
 		t.Fatal(err)

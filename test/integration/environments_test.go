@@ -10,7 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // Two Airflow releases and their task pods in ONE namespace: what tells them
@@ -54,7 +54,7 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 
 // An Airflow outside the cluster is known by its user or group.
 func TestConfiguredEnvironments(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + `
+	shared.Own(t, plane, solepod.Options{Config: header + `
 environments:
   - name: outside
     users: [airflow@example.com]
@@ -82,7 +82,7 @@ environments:
 	}
 	for want, c := range map[string]client.Client{
 		"outside": user("airflow@example.com"),
-		"other":   w.airflow("alpha"), // though its namespace says alpha
+		"other":   w.airflow("alpha"), // though the label of its namespace is alpha
 		"":        user("jane"),
 	} {
 		if got := stamped(c, "stamp"); got != want {
@@ -108,7 +108,7 @@ environments:
 }
 
 func TestOldProvider(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
+	shared.Own(t, plane, solepod.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
 	w := newWorld(t, "old-provider")
 	w.mustCreate(w.airflow("alpha"), "x airflow-environment=alpha")
 	_, err := w.create(w.airflow("production"), "y airflow-environment=production")
@@ -119,7 +119,7 @@ func TestOldProvider(t *testing.T) {
 
 // The rows of the table on retries, superseding.
 func TestSupersede(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "retries: Supersede\n", Values: []string{"config.retries=Supersede"}})
+	shared.Own(t, plane, solepod.Options{Config: header + "retries: Supersede\n", Values: []string{"config.retries=Supersede"}})
 	for i, row := range []struct {
 		name     string
 		existing string // environment, pod

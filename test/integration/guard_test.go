@@ -19,7 +19,7 @@ import (
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // reasonIn is the reason code at the end of a denial, with its HTTP status;
@@ -263,7 +263,7 @@ func TestStamp(t *testing.T) {
 }
 
 func TestInjectionOff(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "injection: Off\n"})
+	shared.Own(t, plane, solepod.Options{Config: header + "injection: Off\n"})
 	w := newWorld(t, "off")
 	if pod := w.mustCreate(w.airflow("alpha"), "x"); pod.Labels["airflow-environment"] != "" || pod.Annotations != nil {
 		t.Errorf("labels %v, annotations %v", pod.Labels, pod.Annotations)
@@ -273,7 +273,7 @@ func TestInjectionOff(t *testing.T) {
 const header = "apiVersion: solepod.io/v1alpha1\nkind: Configuration\n"
 
 func TestInjectionRequire(t *testing.T) {
-	shared.Own(t, plane, guard.Options{Config: header + "injection: Require\n"})
+	shared.Own(t, plane, solepod.Options{Config: header + "injection: Require\n"})
 	w := newWorld(t, "require")
 	_, err := w.create(w.airflow("alpha"), "x")
 	if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
@@ -315,7 +315,7 @@ func TestRequesterEnvironment(t *testing.T) {
 	label(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "requester-alpha", Name: "airflow"}}, "beta")
 	stamped(airflow, "beta")
 
-	// Somebody without an environment has the one of the pod's namespace.
+	// A requester without an environment has that of the pod's namespace.
 	unknown := w.as(w.jobs, "unknown")
 	stamped(unknown, "")
 	label(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.jobs}}, "gamma")
@@ -377,7 +377,7 @@ func TestJobPods(t *testing.T) {
 		}
 		return err
 	})
-	// And they stand in nobody's way.
+	// And they conflict with no pod.
 	w.mustCreate(w.airflow("alpha"), "x")
 }
 
@@ -411,12 +411,12 @@ func TestPodsThatRun(t *testing.T) {
 	if got := reasonIn(err); got != "409 Conflict LeftoverEnvironment" {
 		t.Errorf("beside a finished pod: %v", err)
 	}
-	w.mustCreate(alpha, "z") // Airflow's retry beside its own finished pod
+	w.mustCreate(alpha, "z") // Airflow's retry while its own finished pod exists
 }
 
 func TestEnforcement(t *testing.T) {
 	t.Run("Warn", func(t *testing.T) {
-		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Warn\n"})
+		shared.Own(t, plane, solepod.Options{Config: header + "enforcement: Warn\n"})
 		w := newWorld(t, "warn")
 		w.mustCreate(w.airflow("alpha"), "x")
 		warnings := warningsOf(t, w)
@@ -425,7 +425,7 @@ func TestEnforcement(t *testing.T) {
 		}
 	})
 	t.Run("Audit", func(t *testing.T) {
-		shared.Own(t, plane, guard.Options{Config: header + "enforcement: Audit\n"})
+		shared.Own(t, plane, solepod.Options{Config: header + "enforcement: Audit\n"})
 		w := newWorld(t, "audit")
 		w.mustCreate(w.airflow("alpha"), "x")
 		if warnings := warningsOf(t, w); len(warnings) != 0 {

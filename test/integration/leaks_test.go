@@ -11,11 +11,11 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // goroutines is how many goroutines a guard has.
-func goroutines(t *testing.T, g *guard.Guard) int {
+func goroutines(t *testing.T, g *solepod.Process) int {
 	t.Helper()
 	metrics, err := g.Metrics(t.Context())
 	if err != nil {
@@ -35,7 +35,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 		t.Skip("make test-slow runs it")
 	}
 	w := newWorld(t, "leaks")
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	alpha, production := w.airflow("alpha"), w.airflow("production")
 	load := func(rounds int) {
 		for i := range rounds {
@@ -71,8 +71,8 @@ func TestNothingIsLeftRunning(t *testing.T) {
 	})
 }
 
-// Who sends half a review and waits does not keep solepod's memory for longer
-// than he says that he would wait.
+// A client that sends half a review holds memory of solepod only until the timeout of
+// its request.
 func TestHalfAReview(t *testing.T) {
 	w := newWorld(t, "half")
 	g := shared.Run(t, plane)

@@ -15,18 +15,18 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // The tests of the package share a control plane; each has namespaces of its own.
 var (
 	plane *controlplane.ControlPlane
 	// shared is the guard with default options.
-	shared guard.Shared
+	shared solepod.Shared
 )
 
 func TestMain(m *testing.M) {
-	code := controlplane.Main(guard.Main{M: m, Shared: &shared}, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true})
+	code := controlplane.Main(solepod.Main{M: m, Shared: &shared}, &plane, controlplane.Options{ControllerManager: true, Node: true, Audit: true, ClientCertificate: true})
 	if err := goleak.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, "still running after the tests:", err)
 		code = 1
@@ -101,7 +101,7 @@ func (w *world) create(c client.Client, line string) (*corev1.Pod, error) {
 	return pod, c.Create(w.t.Context(), pod)
 }
 
-// mustCreate is create for pods that are to be admitted.
+// mustCreate is create for pods that must be admitted.
 func (w *world) mustCreate(c client.Client, line string) *corev1.Pod {
 	w.t.Helper()
 	pod, err := w.create(c, line)

@@ -29,7 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // review is a review of the creation of a pod, as the API server sends it.
@@ -60,12 +60,12 @@ func reviewOf(t *testing.T, pod *corev1.Pod, uid types.UID) []byte {
 }
 
 // post sends a review straight to a guard, over a connection of its own.
-func post(t *testing.T, g *guard.Guard, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
+func post(t *testing.T, g *solepod.Process, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
 	t.Helper()
 	return postTo(t, g, "/guard", body)
 }
 
-func postTo(t *testing.T, g *guard.Guard, path string, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
+func postTo(t *testing.T, g *solepod.Process, path string, body io.Reader) (*admissionv1.AdmissionResponse, *tls.ConnectionState, error) {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(g.CA)
@@ -85,15 +85,15 @@ func postTo(t *testing.T, g *guard.Guard, path string, body io.Reader) (*admissi
 	return out.Response, resp.TLS, errors.Join(err, resp.Body.Close())
 }
 
-// Without its caches solepod would take every pod for the only one. It must
-// not be ready, and must not admit what reaches it all the same.
+// With empty caches, solepod would find no other pod. It must not be ready, and must
+// not admit reviews that reach it in spite of that.
 func TestNotReadyWithoutCaches(t *testing.T) {
 	w := newWorld(t, "not-ready")
 	stranger, err := plane.ServiceAccount(t.Context(), w.jobs, "may-read-nothing")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := guard.Start(t.Context(), plane, guard.Options{Identity: stranger})
+	g, err := solepod.Start(t.Context(), plane, solepod.Options{Identity: stranger})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestNotReadyWithoutCaches(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "tls")
 	_, state, err := post(t, g, bytes.NewReader(review(t, w.pod("x"))))
 	if err != nil || state.Version != tls.VersionTLS13 {
@@ -173,10 +173,10 @@ func renew(t *testing.T, dir string) []byte {
 // On SIGTERM an admission that is under way is answered before the end.
 func TestDrain(t *testing.T) {
 	w := newWorld(t, "drain")
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 
-	// The request is under way as soon as the guard reads its body, half of
-	// which it gets only after it has begun to stop.
+	// The request is running as soon as the guard reads its body. The second half
+	// arrives only after the guard has started to stop.
 	body := review(t, w.pod("x"))
 	reader, writer := io.Pipe()
 	type result struct {

@@ -10,12 +10,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
-// What is denied is told at the pod that it is about, once, and counted.
+// A denial creates one event on the conflicting pod, with a count.
 func TestDenialsAreTold(t *testing.T) {
-	g := shared.Own(t, plane, guard.Options{})
+	g := shared.Own(t, plane, solepod.Options{})
 	w := newWorld(t, "told")
 	pod := w.mustCreate(w.airflow("alpha"), "x")
 	production := w.airflow("production")
@@ -35,7 +35,7 @@ func TestDenialsAreTold(t *testing.T) {
 			"ForeignEnvironment":   "environment production may not delete a pod of environment alpha",
 			"DuplicateEnvironment": "another Airflow environment is already running this task",
 		} {
-			events, err := guard.Events(t.Context(), w.admin, pod, reason)
+			events, err := solepod.Events(t.Context(), w.admin, pod, reason)
 			if err != nil {
 				return err
 			}
@@ -83,7 +83,7 @@ func TestDenialsAreTold(t *testing.T) {
 // With disclosure: Discreet, neither the task log of one environment nor the
 // events at the pod of the other tell of the other. The log has both.
 func TestDiscreet(t *testing.T) {
-	g := shared.Own(t, plane, guard.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
+	g := shared.Own(t, plane, solepod.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
 	w := newWorld(t, "discreet")
 	pod := w.mustCreate(w.airflow("alpha"), "secret-of-alpha")
 	production := w.airflow("production")
@@ -99,7 +99,7 @@ func TestDiscreet(t *testing.T) {
 			t.Errorf("production learns %s: %v", hidden, err)
 		}
 		fixture.Eventually(t, func() error {
-			events, err := guard.Events(t.Context(), w.admin, pod, reason)
+			events, err := solepod.Events(t.Context(), w.admin, pod, reason)
 			if err != nil || len(events) != 1 {
 				return fmt.Errorf("%d events: %w", len(events), err)
 			}

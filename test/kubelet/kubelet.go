@@ -49,7 +49,7 @@ type Options struct {
 }
 
 // Kubelet runs pods. It is the scheduler and the EndpointSlice controller as
-// well, since pods that share an IP address can not share the port they name.
+// well, because pods with the same IP address cannot share a named port.
 type Kubelet struct {
 	Options
 	plane *controlplane.ControlPlane
@@ -167,8 +167,8 @@ func (k *Kubelet) Stop() error {
 	return errors.Join(append(k.errs, os.RemoveAll(k.dir))...)
 }
 
-// sync does for each pod what is to be done now. What fails because somebody
-// else has just changed or deleted the pod is done by the next call.
+// sync reconciles each pod. The next call repeats what has failed because of a
+// concurrent change or deletion.
 func (k *Kubelet) sync(ctx context.Context) {
 	var list corev1.PodList
 	if err := k.plane.Admin.List(ctx, &list, client.InNamespace(k.Namespace)); err != nil {
@@ -309,8 +309,8 @@ func (k *Kubelet) run(ctx context.Context, object *corev1.Pod) error {
 	return nil
 }
 
-// start runs the process of a pod, at new addresses unless it has been ready at
-// those that it has: somebody else may have taken one before it came to use it.
+// start runs the process of a pod. It gets new addresses unless it has been ready at its
+// old ones: another process may use one of them.
 func (k *Kubelet) start(ctx context.Context, p *pod) (err error) {
 	if !p.ready {
 		for _, address := range []*string{&p.Address, &p.MetricsAddress, &p.health} {
@@ -385,8 +385,8 @@ func (k *Kubelet) leave(p *pod) {
 	}
 }
 
-// publish tells the cluster whether a pod is ready: in its status, and in an
-// EndpointSlice of the Service.
+// publish writes the readiness of a pod into its status and into an EndpointSlice of the
+// Service.
 func (k *Kubelet) publish(ctx context.Context, object *corev1.Pod, p *pod, ready bool) error {
 	status := corev1.ConditionFalse
 	if ready {

@@ -1,6 +1,6 @@
 //go:build browser
 
-// Package page looks at the page of solepod audit with a real browser.
+// Package page tests the page of solepod audit in a real browser.
 package page
 
 import (

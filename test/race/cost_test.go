@@ -7,7 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // requests is how many requests the API server has answered, by its own count,
@@ -21,12 +21,12 @@ func requests(t *testing.T, verb, resource string) int {
 	return n
 }
 
-// What admissions cost, by the API server's own count: nothing but solepod
-// asks for anything here. One Lease is created for each admitted pod and
-// deleted after it, none for a denial or a dry run, and nothing is ever listed.
+// The cost of admissions, as the API server counts it: solepod is the only client. One
+// Lease is created for each admitted pod and deleted after it, none for a denial or a
+// dry run, and nothing is listed.
 func TestCost(t *testing.T) {
 	shared.Run(t, plane)
-	clients := guard.Airflows(t, plane, namespace)
+	clients := solepod.Airflows(t, plane, namespace)
 	alpha, production := clients["alpha"], clients["production"]
 	create := func(run string, n int, change func(int, *corev1.Pod)) {
 		t.Helper()
@@ -39,7 +39,7 @@ func TestCost(t *testing.T) {
 	// Once through, so that the leader is at work and its caches are filled.
 	create("cost-0", 1, nil)
 	remove(t, podsOf(t, "cost-0"))
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 
 	type cost struct{ lists, creates, deletes int }
 	measure := func() (c cost) {

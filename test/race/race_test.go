@@ -1,6 +1,6 @@
-// Package race lets many clients create pods of the same task at the same
-// moment, through three real replicas of solepod that are killed and cut off
-// from the API server meanwhile.
+// Package race creates pods of the same task with many concurrent clients, through three
+// real replicas of solepod. Meanwhile, replicas are killed and cut off from the API
+// server.
 package race
 
 import (
@@ -21,7 +21,7 @@ import (
 
 	"github.com/solepod/solepod/test/controlplane"
 	"github.com/solepod/solepod/test/fixture"
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 var (
@@ -39,12 +39,12 @@ const (
 
 var (
 	plane  *controlplane.ControlPlane
-	shared = guard.Shared{Options: guard.Options{Replicas: replicas}}
+	shared = solepod.Shared{Options: solepod.Options{Replicas: replicas}}
 )
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(controlplane.Main(guard.Main{M: m, Shared: &shared}, &plane, controlplane.Options{}))
+	os.Exit(controlplane.Main(solepod.Main{M: m, Shared: &shared}, &plane, controlplane.Options{}))
 }
 
 // tally counts answers to creates.
@@ -129,7 +129,7 @@ func taskPods(run string, n int, change func(i int, pod *corev1.Pod)) []*corev1.
 // podsOf returns the pods of a run that exist now.
 func podsOf(t *testing.T, run string) []corev1.Pod {
 	t.Helper()
-	return guard.PodsOf(t, plane, namespace, run)
+	return solepod.PodsOf(t, plane, namespace, run)
 }
 
 func remove(t *testing.T, pods []corev1.Pod) {
@@ -141,7 +141,7 @@ func remove(t *testing.T, pods []corev1.Pod) {
 	}
 }
 
-func logOf(t *testing.T, replica *guard.Replica) string {
+func logOf(t *testing.T, replica *solepod.Replica) string {
 	t.Helper()
 	log, err := os.ReadFile(replica.Log)
 	if err != nil {
@@ -154,7 +154,7 @@ func logOf(t *testing.T, replica *guard.Replica) string {
 // cut off.
 func TestRace(t *testing.T) {
 	g := shared.Run(t, plane)
-	clients := guard.Airflows(t, plane, namespace)
+	clients := solepod.Airflows(t, plane, namespace)
 	as := func(i int) client.Client { return clients[[]string{"alpha", "production"}[i%2]] }
 	random := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // what is killed is no secret
 	t.Logf("seed %d", *seed)
@@ -224,5 +224,5 @@ func TestRace(t *testing.T) {
 			t.Errorf("replica %d has seen nothing", i)
 		}
 	}
-	guard.NoClaims(t, plane)
+	solepod.NoClaims(t, plane)
 }

@@ -10,14 +10,14 @@ import (
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/solepod/solepod/test/guard"
+	"github.com/solepod/solepod/test/solepod"
 )
 
 // A mapped task may have as many pods at once as it has indexes. They share
 // one mark, for which they must not wait on one another.
 func TestMapped(t *testing.T) {
 	g := shared.Run(t, plane)
-	clients := guard.Airflows(t, plane, namespace)
+	clients := solepod.Airflows(t, plane, namespace)
 	const indexes = 500
 	pods := taskPods("mapped", indexes, func(i int, pod *corev1.Pod) { pod.Labels["map_index"] = fmt.Sprint(i) })
 	got := together(t.Context(), pods, func(int) client.Client { return clients["alpha"] }, func(_ int, err error) {
@@ -49,7 +49,7 @@ func TestMapped(t *testing.T) {
 // moment: either the one is admitted or any of the others.
 func TestMappedBesideUnmapped(t *testing.T) {
 	shared.Run(t, plane)
-	clients := guard.Airflows(t, plane, namespace)
+	clients := solepod.Airflows(t, plane, namespace)
 	unmapped := 0
 	for round := range 25 {
 		run := fmt.Sprintf("family-%d", round)
@@ -81,7 +81,7 @@ func TestMappedBesideUnmapped(t *testing.T) {
 // Both declared: one of each environment is admitted, never a third pod.
 func TestDeclared(t *testing.T) {
 	shared.Run(t, plane)
-	clients := guard.Airflows(t, plane, namespace)
+	clients := solepod.Airflows(t, plane, namespace)
 	environments := []string{"alpha", "production"}
 	var total tally
 	for round := range 25 {
@@ -105,7 +105,7 @@ func TestDeclared(t *testing.T) {
 // Try 2 while the pod of try 1 is live, from many clients at once.
 func TestRetries(t *testing.T) {
 	retry := func(t *testing.T, run string) (got tally, live []string) {
-		clients := guard.Airflows(t, plane, namespace)
+		clients := solepod.Airflows(t, plane, namespace)
 		first := taskPods(run, 1, nil)
 		if err := clients["alpha"].Create(t.Context(), first[0]); err != nil {
 			t.Fatal(err)
@@ -145,7 +145,7 @@ func TestRetries(t *testing.T) {
 		if mayDelete(t) {
 			t.Error("solepod may delete pods without retries: Supersede")
 		}
-		g := shared.Own(t, plane, guard.Options{
+		g := shared.Own(t, plane, solepod.Options{
 			Replicas: replicas, Values: []string{"config.retries=Supersede"},
 			Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\nretries: Supersede\n",
 		})
@@ -163,11 +163,11 @@ func TestRetries(t *testing.T) {
 	})
 }
 
-// mayDelete asks the API server whether solepod may delete pods.
+// mayDelete reports whether solepod has the permission to delete pods.
 func mayDelete(t *testing.T) bool {
 	t.Helper()
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-		User:               serviceaccount.MakeUsername(guard.Namespace, "solepod"),
+		User:               serviceaccount.MakeUsername(solepod.Namespace, "solepod"),
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: "delete", Resource: "pods"},
 	}}
 	if err := plane.Admin.Create(t.Context(), review); err != nil {

@@ -52,7 +52,7 @@ namespaceSelector:
 {{- end -}}
 
 {{- define "solepod.notAControllersPod" -}}
-# The pods of a Job share their labels legitimately.
+# The pods of a Job share their labels on purpose.
 - name: not-a-controllers-pod
   expression: >-
     !has(object.metadata.ownerReferences) ||
@@ -60,7 +60,7 @@ namespaceSelector:
 {{- end -}}
 
 {{- define "solepod.accessConditions" -}}
-# Those who run the cluster are nobody's: nodes, controllers, schedulers.
+# Nodes, controllers and schedulers have no environment.
 - name: not-the-system
   expression: >-
     !request.userInfo.username.startsWith('system:') ||

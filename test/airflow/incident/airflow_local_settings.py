@@ -1,4 +1,4 @@
-"""There is no scheduler: pods are bound to the one node, and end as told."""
+"""Bind pods to the only node, as there is no scheduler, and make them end."""
 
 import os
 

@@ -27,7 +27,7 @@ from airflow.utils.session import create_session
 
 
 def as_try(number):
-    """Have dag.test run the task as this try, of which it counts none itself."""
+    """Make dag.test run the task with this try number. It does not count tries."""
     run = module._run_task
 
     def start(ti, session=None, **arguments):
@@ -46,7 +46,7 @@ def as_try(number):
 
 
 def at_once(count):
-    """Have dag.test run this many task instances beside one another, each in a process."""
+    """Make dag.test run this many task instances concurrently, each in a process."""
     run, children = module._run_task, []
 
     def start(ti, session=None, **arguments):

@@ -1,4 +1,4 @@
-package guard
+package solepod
 
 import (
 	"context"
@@ -14,26 +14,26 @@ import (
 // ready for use; TestMain stops it.
 type Shared struct {
 	Options Options
-	guard   *Guard
+	process *Process
 }
 
 // Run returns the shared guard, and starts it if it does not run. A test must
 // leave it as it was; one that cannot takes Own.
-func (s *Shared) Run(t testing.TB, plane *controlplane.ControlPlane) *Guard {
+func (s *Shared) Run(t testing.TB, plane *controlplane.ControlPlane) *Process {
 	t.Helper()
 	dependOnVersion(t)
-	if s.guard == nil {
+	if s.process == nil {
 		g, err := Start(t.Context(), plane, s.Options)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.guard = g
+		s.process = g
 		if err := g.Install(t.Context()); err != nil {
 			t.Fatal(errors.Join(err, s.Stop()))
 		}
 	}
-	begin := make([]int64, len(s.guard.Replicas))
-	for i, replica := range s.guard.Replicas {
+	begin := make([]int64, len(s.process.Replicas))
+	for i, replica := range s.process.Replicas {
 		info, err := os.Stat(replica.Log)
 		if err != nil {
 			t.Fatal(err)
@@ -41,7 +41,7 @@ func (s *Shared) Run(t testing.TB, plane *controlplane.ControlPlane) *Guard {
 		begin[i] = info.Size()
 	}
 	t.Cleanup(func() {
-		for i, replica := range s.guard.Replicas {
+		for i, replica := range s.process.Replicas {
 			select {
 			case <-replica.Done():
 				t.Errorf("replica %d has ended: %v", i, replica.Err())
@@ -58,12 +58,12 @@ func (s *Shared) Run(t testing.TB, plane *controlplane.ControlPlane) *Guard {
 			}
 		}
 	})
-	return s.guard
+	return s.process
 }
 
 // Own stops the shared guard, as both cannot be installed at a time, and runs
 // one for this test alone.
-func (s *Shared) Own(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
+func (s *Shared) Own(t testing.TB, plane *controlplane.ControlPlane, o Options) *Process {
 	t.Helper()
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
@@ -73,11 +73,11 @@ func (s *Shared) Own(t testing.TB, plane *controlplane.ControlPlane, o Options) 
 
 // Stop removes and stops the shared guard if it runs.
 func (s *Shared) Stop() error {
-	g := s.guard
+	g := s.process
 	if g == nil {
 		return nil
 	}
-	s.guard = nil
+	s.process = nil
 	return errors.Join(g.Uninstall(context.Background()), g.Stop())
 }
 

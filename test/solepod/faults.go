@@ -1,4 +1,4 @@
-package guard
+package solepod
 
 import (
 	"context"
@@ -24,23 +24,23 @@ import (
 type Fault struct {
 	// Delay is how long it takes until the rest happens.
 	Delay time.Duration
-	// Silent holds back the answer, and whatever else there is to tell to who
-	// watches, until the faults are others.
+	// Silent holds back the response, and the events of watches, until the faults
+	// change.
 	Silent bool
 	// Status is what is answered in place of the API server, with RetryAfter
 	// seconds, unless that is 0.
 	Status, RetryAfter int
-	// Reset breaks all connections of the replica before the API server has
-	// heard of the request, Lost after it has served it.
+	// Reset breaks all connections of the replica before the API server receives the
+	// request, Lost after the API server has served it.
 	Reset, Lost bool
 }
 
-// Break has what a replica asks of the API server end in faults, by the verb
-// and the resource of a request; nil ends that. Options.Faults must be set.
+// Break injects faults into the requests of a replica to the API server, by verb and
+// resource; nil ends that. Options.Faults must be set.
 // Watches that are open are concerned by Silent alone; DropAPI ends them.
 func (r *Replica) Break(faults func(verb, resource string) Fault) { r.proxy.set(faults) }
 
-// proxy is a replica's API server, which serves and fails as it is told.
+// proxy is the API server of a replica, with injected faults.
 type proxy struct {
 	net.Listener
 	server   *http.Server
@@ -95,7 +95,7 @@ func (p *proxy) set(faults func(verb, resource string) Fault) {
 	p.changed = make(chan struct{})
 }
 
-// fault waits until a request may be heard, if ever, and says what becomes of it.
+// fault delays a request and returns its fault.
 func (p *proxy) fault(r *http.Request) (Fault, error) {
 	for {
 		fault, changed := Fault{}, (chan struct{})(nil)
@@ -124,7 +124,7 @@ func (p *proxy) fault(r *http.Request) (Fault, error) {
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault, err := p.fault(r)
 	if err != nil {
-		return // nobody waits for the answer
+		return // the client is gone
 	}
 	select {
 	case <-time.After(fault.Delay):
@@ -144,7 +144,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer sees the API server's answer to a request before the replica does.
+// answer receives the API server's response before the replica does.
 func (p *proxy) answer(resp *http.Response) error {
 	fault, err := p.fault(resp.Request)
 	if err != nil {
@@ -153,18 +153,18 @@ func (p *proxy) answer(resp *http.Response) error {
 	if fault.Lost {
 		return errors.Join(errors.New("the answer is lost"), p.drop())
 	}
-	resp.Body = &told{resp.Body, resp.Request, p}
+	resp.Body = &silenceable{resp.Body, resp.Request, p}
 	return nil
 }
 
-// told is the body of an answer, of which no more is told while there is silence.
-type told struct {
+// silenceable is the body of a response that stops while the fault is Silent.
+type silenceable struct {
 	io.ReadCloser
 	request *http.Request
 	proxy   *proxy
 }
 
-func (t *told) Read(b []byte) (int, error) {
+func (t *silenceable) Read(b []byte) (int, error) {
 	n, err := t.ReadCloser.Read(b)
 	if _, gone := t.proxy.fault(t.request); gone != nil {
 		return 0, gone

@@ -1,6 +1,6 @@
 //go:build !race
 
-package guard
+package solepod
 
 // race is true if the test has the race detector.
 const race = false

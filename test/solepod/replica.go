@@ -1,4 +1,4 @@
-package guard
+package solepod
 
 import (
 	"context"
@@ -43,7 +43,7 @@ type Replica struct {
 }
 
 // newReplica prepares a replica whose files are in dir.
-func (g *Guard) newReplica(ctx context.Context, binary, dir, address string, o Options) (*Replica, error) {
+func (g *Process) newReplica(ctx context.Context, binary, dir, address string, o Options) (*Replica, error) {
 	r := &Replica{Address: address, log: filepath.Join(dir, "log")}
 	for _, free := range []*string{&r.HealthAddress, &r.MetricsAddress} {
 		var err error
@@ -105,7 +105,7 @@ func (r *Replica) Start() (err error) {
 // DropAPI breaks all connections between the replica and the API server.
 func (r *Replica) DropAPI() error { return r.api.drop() }
 
-// Ready asks /readyz.
+// Ready requests /readyz.
 func (r *Replica) Ready(ctx context.Context) error {
 	_, err := Get(ctx, "http://"+r.HealthAddress+"/readyz")
 	return err
@@ -174,7 +174,7 @@ func newLink(ctx context.Context, to string) (*link, error) {
 func (l *link) pass(from net.Conn, address string) {
 	to, err := new(net.Dialer).DialContext(context.Background(), "tcp", address)
 	if err != nil {
-		_ = from.Close() // what the client sees is that nobody answers
+		_ = from.Close() // to the client, there is no server
 		return
 	}
 	l.mu.Lock()
@@ -199,7 +199,7 @@ func (l *link) drop() error {
 	defer l.mu.Unlock()
 	var errs []error
 	for conn := range l.conns {
-		// The other side hears of a reset, and not of an end.
+		// The peer receives a reset, not an end of the stream.
 		if tcp, ok := conn.(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
 		}
@@ -233,7 +233,7 @@ func newBalancer(ctx context.Context, address, certDir string, ca []byte, replic
 		ErrorLog:          log.New(io.Discard, "", 0),
 		Handler: &httputil.ReverseProxy{
 			Transport: transport,
-			ErrorLog:  log.New(io.Discard, "", 0), // the API server hears of it: 502
+			ErrorLog:  log.New(io.Discard, "", 0), // the API server gets a 502
 			Rewrite: func(r *httputil.ProxyRequest) {
 				i := int(turn.Add(1)) % len(replicas)
 				b.served[i].Add(1)

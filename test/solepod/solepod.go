@@ -1,6 +1,6 @@
-// Package guard runs the real solepod, as a process of its own and with the
+// Package solepod runs the real solepod, as a process of its own and with the
 // shipped manifests, against a control plane of package controlplane.
-package guard
+package solepod
 
 import (
 	"bytes"
@@ -56,8 +56,8 @@ type Options struct {
 	// Values are of the chart, key=value, for what its defaults do not give:
 	// the right to supersede pods is one.
 	Values []string
-	// Direct has the replicas call the API server directly, so that DropAPI can
-	// not be used, and nothing is slower than it is.
+	// Direct connects the replicas to the API server directly. DropAPI then cannot be
+	// used, and no proxy adds latency.
 	Direct bool
 	// Faults has the replicas call the API server through a proxy, so that
 	// Break can be used.
@@ -69,9 +69,9 @@ type Options struct {
 	Args []string
 }
 
-// Guard is solepod, running.
-type Guard struct {
-	// Replica is the first one, and the only one unless more were asked for.
+// Process is a running solepod of one or more replicas, installed in the control plane.
+type Process struct {
+	// Replica is the first replica, and normally the only one.
 	*Replica
 	Replicas []*Replica
 	// CertDir is the folder of tls.crt and tls.key.
@@ -88,7 +88,7 @@ type Guard struct {
 // Start applies the shipped manifests except for the webhook configurations,
 // builds solepod and runs it as its own ServiceAccount with its own RBAC.
 // Install waits until it is ready and makes the API server call it.
-func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ *Guard, err error) {
+func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ *Process, err error) {
 	root, err := controlplane.Repository(ctx)
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func Start(ctx context.Context, plane *controlplane.ControlPlane, o Options) (_ 
 	if err := apply(ctx, plane, manifests); err != nil {
 		return nil, fmt.Errorf("applying %s: %w", manifests, err)
 	}
-	g := &Guard{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifests}}}
+	g := &Process{plane: plane, webhooks: &envtest.WebhookInstallOptions{Paths: []string{manifests}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.Stop())
@@ -218,9 +218,9 @@ func lock(dir string) (unlock func() error, err error) {
 	return file.Close, nil
 }
 
-// watchSources looks at each file that solepod is built from, so that go test
-// does not take the result of a test from its cache when one of them has changed.
-// (It knows the packages that a test imports, and files that a test opens.)
+// watchSources opens each file that solepod is built from, so that go test does not
+// reuse a cached result when one of them has changed. (go test tracks the packages that
+// a test imports, and the files that it opens.)
 func watchSources(root string) error {
 	for _, dir := range []string{"cmd", "pkg", "certs"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
@@ -249,7 +249,7 @@ func dependOnVersion(t testing.TB) {
 // Run starts a guard for a test, installs it, and stops it when the test has
 // ended. The log of a failed test's guard is in the test's log. No other guard
 // may be installed.
-func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
+func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Process {
 	t.Helper()
 	dependOnVersion(t)
 	installed := &admissionregistrationv1.ValidatingWebhookConfiguration{}
@@ -278,7 +278,7 @@ func Run(t testing.TB, plane *controlplane.ControlPlane, o Options) *Guard {
 }
 
 // Served is how many reviews each replica has been sent.
-func (g *Guard) Served() []int64 {
+func (g *Process) Served() []int64 {
 	served := make([]int64, len(g.Replicas))
 	for i := range served {
 		served[i] = g.balancer.served[i].Load()
@@ -298,7 +298,7 @@ func Events(ctx context.Context, c client.Client, pod *corev1.Pod, reason string
 }
 
 // Calls is how many reviews the hook at a path has answered.
-func (g *Guard) Calls(ctx context.Context, path string) (int, error) {
+func (g *Process) Calls(ctx context.Context, path string) (int, error) {
 	sum := 0
 	for _, replica := range g.Replicas {
 		calls, err := replica.calls(ctx, path)
@@ -338,7 +338,7 @@ func Get(ctx context.Context, url string) ([]byte, error) {
 
 // Install waits until the guard is ready, installs the shipped webhook
 // configurations, pointed at it, and waits until the API server calls it.
-func (g *Guard) Install(ctx context.Context) error {
+func (g *Process) Install(ctx context.Context) error {
 	for _, replica := range g.Replicas {
 		if err := replica.WaitReady(ctx); err != nil {
 			return err
@@ -358,7 +358,7 @@ func (g *Guard) Install(ctx context.Context) error {
 
 // waitCalled waits until the API server, which learns of webhook configurations
 // by a watch, sends reviews to both hooks, by dry runs of a task pod.
-func (g *Guard) waitCalled(ctx context.Context) error {
+func (g *Process) waitCalled(ctx context.Context) error {
 	return wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		probe := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: "solepod-probe", Labels: map[string]string{
@@ -376,7 +376,7 @@ func (g *Guard) waitCalled(ctx context.Context) error {
 }
 
 // Uninstall removes the webhook configurations.
-func (g *Guard) Uninstall(ctx context.Context) error {
+func (g *Process) Uninstall(ctx context.Context) error {
 	var errs []error
 	for _, object := range []client.Object{
 		&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "solepod"}},
@@ -388,7 +388,7 @@ func (g *Guard) Uninstall(ctx context.Context) error {
 }
 
 // Stop ends the processes and removes their files.
-func (g *Guard) Stop() error {
+func (g *Process) Stop() error {
 	var errs []error
 	for _, replica := range g.Replicas {
 		errs = append(errs, replica.stop())
