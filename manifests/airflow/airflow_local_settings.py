@@ -1,14 +1,14 @@
 """Declare the Airflow environment in the labels of every KubernetesPodOperator.
 
-Airflow looks for its task pods by a selector that contains the operator's own
-labels (provider 7.4.1 and later). With this cluster policy, the selectors of two
-Airflow deployments differ for every task, and solepod lets both run.
+Airflow finds its task pods by a selector that contains the operator's own labels
+(provider 7.4.1 and later). With this cluster policy, the selectors of two Airflow
+deployments differ for every task, and solepod admits the pods of both.
 
 Put this file on the PYTHONPATH of scheduler, workers, triggerer and DAG
-processor (or its content into airflowLocalSettings of the official chart), and
-set SOLEPOD_ENVIRONMENT to the name of the deployment, the one that its
-namespace is labelled with. If you already have an airflow_local_settings.py,
-call this task_policy from yours.
+processor, or its content into airflowLocalSettings of the official chart. Set
+SOLEPOD_ENVIRONMENT to the environment: the value of the label on the namespace of
+this Airflow. If you already have an airflow_local_settings.py, call this
+task_policy from yours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def task_policy(task):
     """Add the environment label to a KubernetesPodOperator, or a subclass of it."""
     mapped = hasattr(task, "partial_kwargs")
     operator = task.operator_class if mapped else type(task)
-    # By name, so that DAGs without Kubernetes do not import the provider.
+    # Compared by name, so that DAGs without Kubernetes do not import the provider.
     if not any(base.__name__ == "KubernetesPodOperator" for base in operator.__mro__):
         return
     if not mapped:
@@ -42,11 +42,11 @@ def task_policy(task):
 
 
 def _declare_in_expansion(task):
-    """Declare in what a mapped task's labels expand over, if they do."""
+    """Declare the environment in expanded labels; return whether the task has any."""
     expanded = getattr(task.expand_input, "value", None)
     if isinstance(expanded, dict) and "labels" in expanded:  # expand(labels=[...])
         if not isinstance(expanded["labels"], list):
-            _declare(task, expanded["labels"])  # which is not known yet
+            _declare(task, expanded["labels"])  # raises: they are known only at run time
         expanded["labels"] = [_declare(task, labels) for labels in expanded["labels"]]
         return True
     if isinstance(expanded, list) and any("labels" in kwargs for kwargs in expanded):  # expand_kwargs([...])

@@ -1,7 +1,7 @@
 """Declare the environment in a single DAG, without a cluster policy.
 
-A task that sets labels of its own replaces those of default_args: it has to
-repeat the environment.
+A task with its own labels replaces those of default_args, so it must repeat the
+environment.
 """
 
 import os
