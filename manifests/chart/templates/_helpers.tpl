@@ -1,4 +1,4 @@
-{{- /* There is one installation a cluster, so that all is named solepod. */ -}}
+{{- /* A cluster has one installation, so all its objects are named solepod. */ -}}
 
 {{- define "solepod.labels" -}}
 app.kubernetes.io/name: solepod
@@ -22,7 +22,7 @@ kind: Configuration
 {{ toYaml .Values.config }}
 {{- end -}}
 
-{{- /* A webhook calls solepod at a path: dict "root" $ "path" "/guard". */ -}}
+{{- /* The clientConfig of a hook: dict "root" $ "path" "/guard". */ -}}
 {{- define "solepod.clientConfig" -}}
 clientConfig:
   service:
