@@ -83,7 +83,10 @@ type Environment struct {
 	Live     int    `json:"live"`
 	Finished int    `json:"finished"`
 	Declared int    `json:"declared"`
-	Stamped  int    `json:"stamped"`
+	// Labelled are pods with the environment label but without evidence that
+	// Airflow's selector contains it.
+	Labelled int `json:"labelled"`
+	Stamped  int `json:"stamped"`
 	// Collisions, Leftovers and Orphans are those with pods of the environment.
 	Collisions int `json:"collisions"`
 	Leftovers  int `json:"leftovers"`

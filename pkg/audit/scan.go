@@ -177,8 +177,10 @@ func (e *Environment) count(p *Pod, label string) {
 	switch {
 	case p.Declares(label):
 		e.Declared++
-	case e.Name != "":
+	case e.Name != "" && p.Stamped:
 		e.Stamped++
+	case e.Name != "":
+		e.Labelled++
 	}
 }
 

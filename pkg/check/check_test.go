@@ -20,6 +20,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/solepod/solepod/pkg/declare"
 )
 
 // outcome is the status and the detail of each check, by its name.
@@ -94,7 +96,7 @@ func TestHealthy(t *testing.T) {
 				"kubernetes": "v1.37.2", "deployment": "ghcr.io/solepod/solepod:v0.1.0", "replicas": "2 of 2", "spread": "2 nodes", "endpoints": "2",
 				"webhooks":    "access.solepod.io, connect.solepod.io, declare.solepod.io, guard.solepod.io, stamp.solepod.io",
 				"certificate": "until 2026-11-24T15:00:00Z", "ca-bundle": "for solepod." + c.namespace + ".svc",
-				"labels": "alpha, production", "undeclared": "alpha, production",
+				"labels": "alpha, production", "declare": "pods by environment: alpha 1, production 1", "undeclared": "alpha, production",
 				"stamp": "alpha in namespace airflow-alpha", "guard": "EnvironmentMismatch in namespace airflow-alpha",
 				"leader": "solepod-1", "claims": "2",
 			} {
@@ -185,7 +187,7 @@ func stamped(environment string) *corev1.Pod {
 
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "undeclared", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "labels", "declare", "undeclared", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -593,7 +595,7 @@ func faults() map[string]faultCase {
 				delete(n.Labels, "airflow-environment")
 				n.Labels["airflow-environments"] = "production"
 			})},
-			want: map[string]string{"labels": "warning: Namespace airflow-production has the label airflow-environments, which resembles airflow-environment"},
+			want: map[string]string{"labels": "warning: Namespace airflow-production has the label airflow-environments, which resembles airflow-environment", "declare": "warning: pod airflow-production/scheduler: neither"},
 		},
 		"a misspelt label of a ServiceAccount": {
 			inject: []fault{add(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{
@@ -625,8 +627,52 @@ func faults() map[string]faultCase {
 				edit("airflow-production", func(n *corev1.Namespace) { delete(n.Labels, "airflow-environment") }),
 			},
 			want: map[string]string{
-				"labels": "warning: has the label airflow-environment", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
+				"labels": "warning: has the label airflow-environment", "declare": "warning: neither its ServiceAccount nor its namespace", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
+		},
+		"no namespace opts in": {
+			inject: []fault{
+				edit("airflow-alpha", func(n *corev1.Namespace) { delete(n.Labels, "solepod.io/declare") }),
+				edit("airflow-production", func(n *corev1.Namespace) { n.Labels["solepod.io/declare"] = "disabled" }),
+			},
+			want: map[string]string{"declare": "skipped: no namespace has the label solepod.io/declare=enabled"},
+		},
+		"Airflow started before": {
+			inject: []fault{add(airflowPod("airflow-alpha", "worker", ""))},
+			want:   map[string]string{"declare": "warning: pod airflow-alpha/worker started before it could declare: kubectl rollout restart --namespace airflow-alpha deployment airflow-worker"},
+		},
+		"Airflow with a StatefulSet started before": {
+			inject: []fault{add(func() *corev1.Pod {
+				pod := airflowPod("airflow-alpha", "worker", "")
+				pod.OwnerReferences[0].Kind, pod.OwnerReferences[0].Name = "StatefulSet", "airflow-worker"
+				return pod
+			}())},
+			want: map[string]string{"declare": "warning: kubectl rollout restart --namespace airflow-alpha statefulset airflow-worker"},
+		},
+		"Airflow declares another environment": {
+			inject: []fault{add(airflowPod("airflow-alpha", "worker", declare.Source("airflow-environment", "beta")))},
+			want:   map[string]string{"declare": "warning: pod airflow-alpha/worker declares another environment, or by another version of solepod: kubectl rollout restart"},
+		},
+		"a volume on the plugins folder": {
+			inject: []fault{add(func() *corev1.Pod {
+				pod := airflowPod("airflow-alpha", "worker", "")
+				pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "plugins", MountPath: "/opt/airflow/plugins"}}
+				return pod
+			}())},
+			want: map[string]string{"declare": "warning: pod airflow-alpha/worker: container worker: volume plugins is mounted on the plugins folder /opt/airflow/plugins"},
+		},
+		"Airflow opts out": {
+			inject: []fault{add(func() *corev1.Pod {
+				pod := airflowPod("airflow-alpha", "worker", "")
+				pod.Labels["solepod.io/declare"] = "disabled"
+				return pod
+			}())},
+		},
+		"Airflow without an environment": {
+			inject: []fault{add(
+				namespaceWith("airflow-other", map[string]string{"solepod.io/declare": "enabled"}), airflowPod("airflow-other", "worker", ""),
+			)},
+			want: map[string]string{"declare": "warning: pod airflow-other/worker: neither its ServiceAccount nor its namespace has the label airflow-environment"},
 		},
 		"pods that declare nothing": {
 			inject: []fault{remove[*corev1.Pod]("alpha"), add(stamped("alpha")), edit("claim-alpha", func(l *coordinationv1.Lease) {
@@ -746,11 +792,11 @@ func faults() map[string]faultCase {
 		},
 		"pods may not be listed": {
 			inject: []fault{forbid("list Pod")},
-			want:   forbiddenScan(map[string]string{"spread": "failed: forbidden"}),
+			want:   forbiddenScan(map[string]string{"spread": "failed: forbidden", "declare": "failed: forbidden"}),
 		},
 		"namespaces may not be listed": {
 			inject: []fault{forbid("list Namespace")},
-			want:   forbiddenScan(map[string]string{"labels": "failed: forbidden", "stamp": "failed: forbidden", "guard": "failed: forbidden"}),
+			want:   forbiddenScan(map[string]string{"labels": "failed: forbidden", "declare": "failed: forbidden", "stamp": "failed: forbidden", "guard": "failed: forbidden"}),
 		},
 		"the ConfigMap may not be read": {
 			inject: []fault{forbid("get ConfigMap")},

@@ -48,6 +48,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/declare"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -185,8 +186,9 @@ func (c *cluster) start(t *testing.T, manifest string) {
 		pod := taskPod(namespace, environment)
 		pod.Labels[c.label], pod.Labels["solepod.io/declared"] = environment, "v1"
 		add(
-			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{corev1.LabelMetadataName: namespace, c.label: environment}}},
+			&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{corev1.LabelMetadataName: namespace, c.label: environment, "solepod.io/declare": "enabled"}}},
 			&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}},
+			airflowPod(namespace, "scheduler", declare.Source(c.label, environment)),
 			pod, claimOf("claim-"+environment, c.namespace, pod.UID, now.Add(-time.Hour)),
 		)(t, c)
 	}
@@ -208,6 +210,22 @@ func taskPod(namespace, name string) *corev1.Pod {
 		Namespace: namespace, Name: name, UID: types.UID(namespace + "/" + name),
 		Labels: map[string]string{"kubernetes_pod_operator": "True", "dag_id": "d", "task_id": "t", "run_id": name},
 	}}
+}
+
+// airflowPod is a pod of Airflow, with the file that solepod injects unless it is
+// empty.
+func airflowPod(namespace, name, source string) *corev1.Pod {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: name, UID: types.UID(namespace + "/" + name), Labels: map[string]string{"pod-template-hash": "6c8d"},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "airflow-" + name + "-6c8d", UID: "x", Controller: ptr.To(true)}},
+		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: name, Image: "apache/airflow:2.10.5", Args: []string{"airflow", name}}}},
+	}
+	if source != "" {
+		pod.Annotations = map[string]string{declare.Annotation: source}
+	}
+	return pod
 }
 
 // claimOf is a claim with one holder.
