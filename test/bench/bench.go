@@ -182,7 +182,7 @@ func (b *bench) pod(p path, v variant) *corev1.Pod {
 		Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "base", Image: "job"}}},
 	}
 	if p.declared {
-		pod.Labels["airflow-environment"] = "alpha"
+		pod.Labels["airflow-environment"], pod.Labels["solepod.io/declared"] = "alpha", "v1"
 	}
 	if p.denied && v != noop {
 		pod.Labels["task_id"] = rival(v)

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/solepod/solepod/pkg/declare"
 	"github.com/solepod/solepod/pkg/policy"
 	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/controlplane"
@@ -82,8 +83,8 @@ func newDemo(ctx context.Context, out io.Writer, plane *controlplane.ControlPlan
 		return nil, err
 	}
 	for _, namespace := range []*corev1.Namespace{
-		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha"}}},
-		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-production", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "production"}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-alpha", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "alpha", taskpod.LabelDeclare: declare.Enabled}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "airflow-production", Labels: map[string]string{taskpod.DefaultEnvironmentLabel: "production", taskpod.LabelDeclare: declare.Enabled}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: jobs}},
 	} {
 		if err := d.plane.Admin.Create(ctx, namespace); err != nil {
@@ -168,7 +169,13 @@ func (d *demo) acts(ctx context.Context) (err error) {
 		return err
 	}
 
-	d.say("\n=== Act (c): both Airflows declare their environment, and may run side by side\n")
+	d.say("\n=== Act (c): both Airflows are restarted, and declare their environment\n")
+	for _, environment := range []string{"alpha", "production"} {
+		if err := d.restart(ctx, environment); err != nil {
+			return err
+		}
+	}
+	d.say("")
 	if _, err := d.create(ctx, d.alpha, "alpha", "export-action-log-4devg7t1", true); err != nil {
 		return err
 	}
@@ -228,12 +235,33 @@ func (d *demo) guard(ctx context.Context) (*solepod.Process, error) {
 	return g, nil
 }
 
+// restart creates a pod of an Airflow, as a rollout restart does, and shows what
+// solepod has injected.
+func (d *demo) restart(ctx context.Context, environment string) error {
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "airflow-" + environment, GenerateName: "airflow-scheduler-"},
+		Spec: corev1.PodSpec{ServiceAccountName: "airflow", Containers: []corev1.Container{{
+			Name: "scheduler", Image: "apache/airflow", Args: []string{"airflow", "scheduler"},
+		}}},
+	}
+	if err := d.plane.Admin.Create(ctx, pod); err != nil {
+		return err
+	}
+	for _, mount := range pod.Spec.Containers[0].VolumeMounts {
+		if strings.HasSuffix(mount.MountPath, "/solepod_declare.py") {
+			d.say("%-10s  restarts its scheduler: solepod mounts %s", environment, mount.MountPath)
+			return nil
+		}
+	}
+	return fmt.Errorf("solepod has injected nothing into %s", pod.Name)
+}
+
 // create submits the incident's pod as an Airflow does, declared or not, and
 // lets it run, which is a kubelet's part.
 func (d *demo) create(ctx context.Context, airflow client.Client, environment, name string, declared bool) (taskpod.Pod, error) {
 	pod := fixture.Pod(jobs, name)
-	if declared {
-		pod.Labels[taskpod.DefaultEnvironmentLabel] = environment
+	if declared { // as the file does that solepod injects
+		pod.Labels[taskpod.DefaultEnvironmentLabel], pod.Labels[taskpod.LabelEvidence] = environment, taskpod.EvidenceV1
 	}
 	err := airflow.Create(ctx, pod)
 	if err != nil {

@@ -46,6 +46,7 @@ func (s *soaking) task(ctx context.Context, name string, airflows map[string]cli
 		go func() {
 			pod := taskPod(name, name+"-"+environment)
 			delete(pod.Labels, "airflow-environment")
+			delete(pod.Labels, "solepod.io/declared")
 			pod.Spec.NodeName = fixture.NodeName
 			answers <- answer{pod, airflow.Create(ctx, pod)}
 		}()

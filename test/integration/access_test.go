@@ -61,13 +61,13 @@ func TestAccessTable(t *testing.T) {
 	}{
 		{"own delete", "alpha x", "alpha", remove, "admit"},
 		{"foreign delete, stamped", "alpha x", "production", remove, foreign},
-		{"foreign delete, declared", "alpha x airflow-environment=alpha", "production", remove, foreign},
+		{"foreign delete, declared", "alpha x alpha!", "production", remove, foreign},
 		{"foreign delete of a collection", "alpha x", "production", all, foreign},
 		{"own delete of a collection", "alpha x", "alpha", all, "admit"},
 		{"an administrator's delete", "alpha x", "admin", remove, "admit"},
 		{"delete by one without an environment", "alpha x", "unknown", remove, "admit"},
 		{"delete of a pod without an environment", "unknown x", "production", remove, "admit"},
-		{"delete of a pod that is no task's", "alpha x run_id- airflow-environment=alpha", "production", remove, "admit"},
+		{"delete of a pod that is no task's", "alpha x run_id- alpha!", "production", remove, "admit"},
 		{"foreign already_checked", "alpha x", "production", label("already_checked", `"True"`), foreign},
 		{"own already_checked", "alpha x", "alpha", label("already_checked", `"True"`), "admit"},
 		{"own already_checked taken back", "alpha x already_checked=True", "alpha", label("already_checked", "null"), changed},
@@ -165,7 +165,7 @@ func TestForeignMessage(t *testing.T) {
 		`admission webhook "access.solepod.io" denied the request: solepod: environment production may not delete a pod of environment alpha. `,
 		"Pod: foreign-jobs/export-action-log-4devg7t1, environment alpha (stamped, not declared), phase Pending, try 1, age ",
 		"Requested by system:serviceaccount:foreign-production:airflow, environment production. ",
-		"declare the environment by adding airflow-environment: production to the labels of the operator, then clear the task",
+		"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v\nlacks\n%s", err, want)

@@ -45,7 +45,7 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 		t.Errorf("delete: %s", got)
 	}
 	for environment, c := range map[string]client.Client{"alpha": alpha, "production": production} {
-		declared := w.mustCreate(c, environment+" run_id=declared airflow-environment="+environment)
+		declared := w.mustCreate(c, environment+" run_id=declared "+environment+"!")
 		if n := w.found(declared); n != 1 {
 			t.Errorf("the selector of %s matches %d pods", environment, n)
 		}
@@ -107,12 +107,18 @@ environments:
 	}
 }
 
-func TestOldProvider(t *testing.T) {
-	shared.Own(t, plane, solepod.Options{Config: header + "environments: [{name: alpha, selectorIncludesLabels: false}]\n"})
-	w := newWorld(t, "old-provider")
-	w.mustCreate(w.airflow("alpha"), "x airflow-environment=alpha")
-	_, err := w.create(w.airflow("production"), "y airflow-environment=production")
-	if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" || !strings.Contains(err.Error(), "upgrade apache-airflow-providers-cncf-kubernetes to 7.4.1") {
+// A label from a pod template, a pod_mutation_hook or another webhook is no
+// declaration: Airflow's selector does not contain it.
+func TestLabelledIsNotDeclared(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "labelled")
+	w.mustCreate(w.airflow("alpha"), "x alpha?")
+	_, err := w.create(w.airflow("production"), "y production!")
+	if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" || !strings.Contains(err.Error(), "environment alpha (labelled, not declared)") {
+		t.Errorf("%v", err)
+	}
+	_, err = w.create(w.airflow("production"), "y production?")
+	if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" {
 		t.Errorf("%v", err)
 	}
 }
@@ -130,12 +136,12 @@ func TestSupersede(t *testing.T) {
 	}{
 		{"a live earlier try", "alpha x", "Running", "alpha n try_number=2", "admit", "checked and deleted"},
 		{"a finished earlier try", "alpha x", "Succeeded", "alpha n try_number=2", "admit", "checked and deleted"},
-		{"declared", "alpha x airflow-environment=alpha", "Running", "alpha n try_number=2 airflow-environment=alpha", "admit", "checked and deleted"},
+		{"declared", "alpha x alpha!", "Running", "alpha n try_number=2 alpha!", "admit", "checked and deleted"},
 		{"the same try", "alpha x", "Running", "alpha n", "403 Forbidden DuplicateTry", "untouched"},
 		{"the same try, finished", "alpha x", "Failed", "alpha n", "admit", "untouched"},
 		{"an earlier try", "alpha x try_number=2", "Running", "alpha n", "403 Forbidden DuplicateTry", "untouched"},
 		{"another environment's", "alpha x", "Running", "production n try_number=2", "403 Forbidden DuplicateEnvironment", "untouched"},
-		{"another environment's, declared", "alpha x airflow-environment=alpha", "Running", "production n try_number=2 airflow-environment=production", "admit", "untouched"},
+		{"another environment's, declared", "alpha x alpha!", "Running", "production n try_number=2 production!", "admit", "untouched"},
 		{"another environment's, finished", "alpha x", "Failed", "production n try_number=2", "409 Conflict LeftoverEnvironment", "untouched"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -76,8 +76,8 @@ func TestIncident(t *testing.T) {
 
 	t.Run("declared environments are kept apart", func(t *testing.T) {
 		w := newWorld(t, "declared")
-		alpha := w.mustCreate(w.airflow("alpha"), "export-action-log-4devg7t1 airflow-environment=alpha")
-		production := w.mustCreate(w.airflow("production"), "export-action-log- airflow-environment=production")
+		alpha := w.mustCreate(w.airflow("alpha"), "export-action-log-4devg7t1 alpha!")
+		production := w.mustCreate(w.airflow("production"), "export-action-log- production!")
 		for _, pod := range []*corev1.Pod{alpha, production} {
 			if n := w.found(pod); n != 1 {
 				t.Errorf("the selector of %s matches %d pods", pod.Name, n)
@@ -129,7 +129,12 @@ func TestCreateTable(t *testing.T) {
 		sameTry   = "403 Forbidden DuplicateTry"
 		mismatch  = "403 Forbidden EnvironmentMismatch"
 	)
-	declared := func(env string) string { return " airflow-environment=" + env }
+	declared := func(env string) string {
+		if env == "" {
+			return " airflow-environment="
+		}
+		return " " + env + "!"
+	}
 	rows := []struct {
 		name     string
 		existing string // environment, pod
@@ -218,7 +223,7 @@ func TestStamp(t *testing.T) {
 	}{
 		"undeclared":             {"a run_id=a", "alpha", "stamped"},
 		"with annotations":       {"b run_id=b @example.com/team=data", "alpha", "stamped"},
-		"declared":               {"c run_id=c airflow-environment=alpha", "alpha", ""},
+		"declared":               {"c run_id=c alpha!", "alpha", ""},
 		"no task pod":            {"d run_id-", "", ""},
 		"a worker":               {"e run_id=e airflow-worker=1", "", ""},
 		"a stamp without label":  {"f run_id=f @solepod.io/environment=stamped", "alpha", "stamped"},
@@ -279,10 +284,10 @@ func TestInjectionRequire(t *testing.T) {
 	if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
 		t.Error(got)
 	}
-	if err != nil && !strings.Contains(err.Error(), "adding airflow-environment: alpha to the labels of the KubernetesPodOperator") {
+	if err != nil && !strings.Contains(err.Error(), "Label the namespace of its Airflow with solepod.io/declare=enabled and restart Airflow") {
 		t.Error(err)
 	}
-	w.mustCreate(w.airflow("alpha"), "y airflow-environment=alpha")
+	w.mustCreate(w.airflow("alpha"), "y alpha!")
 	w.mustCreate(w.as(w.jobs, "unknown"), "z run_id=z")
 }
 
@@ -501,7 +506,7 @@ func TestWhatTheHooksAreSpared(t *testing.T) {
 		stamped, asked bool
 	}{
 		{"a task pod", func() error { return alpha.Create(t.Context(), w.pod("a run_id=a")) }, true, true},
-		{"a declared task pod", func() error { return alpha.Create(t.Context(), w.pod("b run_id=b airflow-environment=alpha")) }, false, true},
+		{"a declared task pod", func() error { return alpha.Create(t.Context(), w.pod("b run_id=b alpha!")) }, false, true},
 		{"a worker", func() error { return alpha.Create(t.Context(), w.pod("c run_id=c airflow-worker=1")) }, false, false},
 		{"no operator's pod", func() error { return alpha.Create(t.Context(), w.pod("d kubernetes_pod_operator-")) }, false, false},
 		{"a Job's pod", func() error { return w.admin.Create(t.Context(), ownedPod, client.DryRunAll) }, false, false},

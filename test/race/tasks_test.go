@@ -86,7 +86,9 @@ func TestDeclared(t *testing.T) {
 	var total tally
 	for round := range 25 {
 		run := fmt.Sprintf("declared-%d", round)
-		pods := taskPods(run, creates, func(i int, pod *corev1.Pod) { pod.Labels["airflow-environment"] = environments[i%2] })
+		pods := taskPods(run, creates, func(i int, pod *corev1.Pod) {
+			pod.Labels["airflow-environment"], pod.Labels["solepod.io/declared"] = environments[i%2], "v1"
+		})
 		got := together(t.Context(), pods, func(i int) client.Client { return clients[environments[i%2]] }, nil)
 		total.add(got)
 		byEnvironment := map[string]int{}
