@@ -164,6 +164,10 @@ test-page: ## Test the page of solepod audit in a browser (needs chromium)
 	@command -v chromium >/dev/null || { echo 'On Debian: apt-get install -y --no-install-recommends chromium' >&2; exit 1; }
 	$(GO) test -tags browser ./test/page -v -count=1
 
+.PHONY: wheel
+wheel: ## Build bin/solepod_airflow-*.whl, the plugin for an Airflow outside the cluster (needs Python)
+	@python3 -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir bin manifests/airflow
+
 .PHONY: sbom
 sbom: ## Write bin/solepod.cdx.json, which lists the modules in the image
 	@mkdir -p bin
