@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -508,4 +509,36 @@ func (k *task) endPods() {
 			return false
 		}
 	})
+}
+
+// The wheel declares the environment by its entry point alone.
+func TestWheel(t *testing.T) {
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "python3", "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir", dir, "../../manifests/airflow")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	wheels, err := filepath.Glob(filepath.Join(dir, "solepod_airflow-*.whl"))
+	if err != nil || len(wheels) != 1 {
+		t.Fatal(wheels, err)
+	}
+	const use = `
+from airflow import plugins_manager
+plugins_manager.ensure_plugins_loaded()
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+print("DECLARED", hasattr(KubernetesPodOperator._get_ti_pod_labels, "solepod"))
+`
+	for _, r := range rows(t) {
+		t.Run(r.provider, func(t *testing.T) {
+			site := t.TempDir()
+			if out, err := exec.CommandContext(t.Context(), r.python, "-m", "zipfile", "-e", wheels[0], site).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			cmd := exec.CommandContext(t.Context(), r.python, "-c", use)
+			cmd.Env = environ(r.home, "PYTHONPATH="+site, "SOLEPOD_ENVIRONMENT=alpha")
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "DECLARED True") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
 }
