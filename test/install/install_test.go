@@ -250,7 +250,7 @@ func TestCertManager(t *testing.T) {
 	if err := admin.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "solepod"}, &certificate); err != nil {
 		t.Fatal(err)
 	}
-	if out, _ := c.sh(t.Context(), "solepod check"); !strings.Contains(out, "cert-manager has not looked at Certificate") {
+	if out, _ := c.sh(t.Context(), "solepod check"); !strings.Contains(out, "cert-manager has not processed Certificate") {
 		t.Errorf("nothing of a certificate that is not issued:\n%s", out)
 	}
 	dir := t.TempDir()
