@@ -4,8 +4,8 @@ An Airflow plugin. When the Kubernetes provider's operators are imported, it
 wraps the static method that returns the labels of a task: both the labels of
 the pod and the selector by which Airflow finds the pod are made from them. So
 each contains the environment, and the selector does not match the pods of
-another Airflow that runs the same DAG. The pod gets a second label, which tells
-solepod that its selector contains the environment.
+another Airflow that runs the same DAG. The pod gets a second label, the
+evidence for solepod that its selector contains the environment.
 
 DAGs, their serialised form and other plugins are not touched. If anything
 fails, the error is logged, and Airflow works as without the plugin.

@@ -74,7 +74,7 @@ func (i *Installation) declared(ctx context.Context, object *corev1.Pod, setting
 	where := "pod " + object.Namespace + "/" + object.Name
 	pod, err := declare.Decode(raw)
 	if err != nil {
-		return "", where + ": " + err.Error(), nil
+		return "", where + ": " + err.Error(), nil //nolint:nilerr // a problem of the pod, not of the check
 	}
 	if _, task := object.Labels[taskpod.LabelOperator]; task || object.Labels[taskpod.LabelDeclare] == declare.Disabled || !pod.RunsAirflow() {
 		return "", "", nil

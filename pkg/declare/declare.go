@@ -29,8 +29,8 @@ const (
 	// Annotation is the content of the file in a pod. The kubelet writes it into
 	// the volume.
 	Annotation = "solepod.io/declare.py"
-	// AnnotationFolder is the plugins folder of a pod's Airflow, for images in
-	// which solepod cannot see it.
+	// AnnotationFolder is the plugins folder of a pod's Airflow. The user sets it if
+	// the spec of the pod does not show the folder.
 	AnnotationFolder = "solepod.io/plugins-folder"
 
 	// volume is the name of the volume.
@@ -70,8 +70,6 @@ func (Injection) Mount(at string) corev1.VolumeMount {
 }
 
 // assignment is a line of the file that solepod replaces.
-//
-//nolint:gochecknoglobals // compiled once
 var assignment = regexp.MustCompile(`(?m)^(LABEL|ENVIRONMENT) = .*$`)
 
 // Source returns the content of the file for an environment.
@@ -118,8 +116,8 @@ func (p Pod) RunsAirflow() bool {
 }
 
 // Plan returns the injection into a pod, and the problems of each container that
-// runs Airflow but cannot get the file. injection is nil if nothing is to be
-// added: no container runs Airflow, all of them have the file already, or there
+// runs Airflow but cannot get the file. injection is nil if there is nothing to
+// add: no container runs Airflow, all of them have the file already, or there
 // are only problems.
 func Plan(pod Pod, environmentLabel, environment string) (injection *Injection, problems []string) {
 	mounts := map[int]string{}
@@ -157,7 +155,7 @@ func (p Pod) takes(injection *Injection) (problem string) {
 		}
 	}
 	if size > maxAnnotations {
-		return fmt.Sprintf("the annotations of the pod would have %d bytes, of which the API server takes %d", size, maxAnnotations)
+		return fmt.Sprintf("the annotations of the pod would have %d bytes, but the maximum is %d", size, maxAnnotations)
 	}
 	for _, v := range p.Spec.Volumes {
 		if v.Name != volume {

@@ -112,7 +112,7 @@ func TestPlan(t *testing.T) {
 		"its own volume of another value": {spec: one("") + "\nvolumes: [{name: solepod-declare, downwardAPI: {items: [{path: x, fieldRef: {fieldPath: metadata.name}}]}}]", problem: "another volume"},
 		"Windows":                         {spec: one("") + "\nos: {name: windows}", problem: "Windows"},
 		"Windows, by node":                {spec: one("") + "\nnodeSelector: {kubernetes.io/os: windows}", problem: "Windows"},
-		"no room":                         {spec: one(""), annotations: "{a: " + strings.Repeat("x", maxAnnotations-100) + "}", problem: "of which the API server takes 262144"},
+		"no room":                         {spec: one(""), annotations: "{a: " + strings.Repeat("x", maxAnnotations-100) + "}", problem: "but the maximum is 262144"},
 		"one of two cannot": {
 			spec:   "containers: [{name: x, image: airflow, volumeMounts: [{name: p, mountPath: /opt/airflow}]}, {name: second, image: airflow}]",
 			mounts: "1=/opt/airflow/plugins" + inHome, problem: "container x: volume p",

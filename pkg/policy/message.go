@@ -64,10 +64,10 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 		return ""
 	}
 	cure := askOperators
-	switch {
-	case reason == InFlight:
+	switch reason {
+	case InFlight:
 		cure = tryAgain
-	case reason == DuplicateEnvironment:
+	case DuplicateEnvironment:
 		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
 	}
 	return compose(reason, conflictOf(reason), describeTask(n.Pod), cure)

@@ -41,17 +41,14 @@ func (o outcome) String() string {
 // running; then it lets all pods succeed.
 func collide(w *world, reattach bool, declared bool) outcome {
 	w.Helper()
-	settings := func(environment string) []string {
-		out := []string{"REATTACH=" + map[bool]string{true: "True", false: "False"}[reattach]}
-		if declared {
-			out = append(out, injected)
-		}
-		return out
+	settings := []string{"REATTACH=" + map[bool]string{true: "True", false: "False"}[reattach]}
+	if declared {
+		settings = append(settings, injected)
 	}
-	alpha := w.start("alpha", settings("alpha")...)
+	alpha := w.start("alpha", settings...)
 	w.until("alpha's pod runs", w.onePodRuns)
 	alphas := w.pods()[0]
-	production := w.start("production", settings("production")...)
+	production := w.start("production", settings...)
 	w.until("production is done or waits for a pod", func() bool {
 		select {
 		case <-production.Done():
