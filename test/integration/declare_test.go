@@ -153,7 +153,7 @@ func costsNothingElsewhere(t *testing.T, g *solepod.Process) {
 	}
 }
 
-// Nobody changes the file of a running pod.
+// The file of a running pod cannot be changed.
 func annotationStays(t *testing.T) {
 	for name, change := range map[string]func(map[string]string){
 		"replaced": func(a map[string]string) { a[declare.Annotation] = "import os" },
