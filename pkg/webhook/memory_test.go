@@ -48,6 +48,9 @@ func TestMemory(t *testing.T) {
 		"ownerReferences": `"ownerReferences":[` + list(`{},`) + `]`,
 		"unknown fields":  `"unknown":{` + list(`"N":0,`) + `}`,
 		"an unknown list": `"unknown":[` + list(`[],`) + `]`,
+		"containers":      `"name":"x"},"spec":{"containers":[` + list(`{},`) + `]`,
+		"variables":       `"name":"x"},"spec":{"containers":[{"env":[` + list(`{},`) + `]}]`,
+		"mounts":          `"name":"x"},"spec":{"containers":[{"args":["airflow"],"volumeMounts":[` + list(`{},`) + `]}]`,
 		"a long name":     `"name":"` + strings.Repeat("x", large) + `"`,
 		"an escaped name": taskLabels + `},"name":"` + strings.Repeat(`\u0001`, large/6) + `"`,
 	} {
@@ -57,7 +60,7 @@ func TestMemory(t *testing.T) {
 				r.Request.OldObject.Raw = r.Request.Object.Raw
 			})
 			h := newHooks(cluster(t), cluster(t), nil)
-			for _, handler := range []admission.Handler{&h.stamp, &h.guard, &h.access} {
+			for _, handler := range []admission.Handler{&h.stamp, &h.guard, &h.access, &h.declare} {
 				req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(body))
 				answer := httptest.NewRecorder()
 				served := hooked(t.Context(), handler)

@@ -47,9 +47,10 @@ import (
 
 // hooks are the handlers over a cache and a live view of the same objects.
 type hooks struct {
-	stamp  stamp
-	guard  guard
-	access access
+	stamp   stamp
+	guard   guard
+	access  access
+	declare declarer
 }
 
 func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *hooks {
@@ -62,7 +63,8 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 	cfg := config.Default()
 	told := enforcer{cfg.Enforcement, cfg.EnvironmentLabel, events.NewFakeRecorder(100), c}
 	h := &hooks{
-		stamp: stamp{reviewer: r, label: cfg.EnvironmentLabel},
+		stamp:   stamp{reviewer: r, label: cfg.EnvironmentLabel},
+		declare: declarer{reviewer: r, label: cfg.EnvironmentLabel, events: told.events, pods: c.declared},
 		guard: guard{
 			reviewer: r, enforcer: told, settings: cfg.Policy(),
 			pods: podReader{index: known{cached}, cache: cached, live: live}, superseder: live, now: time.Now,
