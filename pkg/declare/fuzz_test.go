@@ -8,7 +8,7 @@ import (
 )
 
 // FuzzPlan plans for pods that Airflow's charts do not render. The patches only
-// add, the API server can apply them, and after them nothing is to be added.
+// add, the API server can apply them, and a second plan adds nothing.
 func FuzzPlan(f *testing.F) {
 	for _, pod := range []string{
 		`{}`, `null`, `[]`, `{"metadata":{"annotations":null},"spec":{"containers":null}}`,
