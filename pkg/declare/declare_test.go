@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -90,6 +91,10 @@ func TestPlan(t *testing.T) {
 		"Bitnami's":                       {spec: bitnami, mounts: "0=/opt/bitnami/airflow/plugins" + inHome},
 		"the community's":                 {spec: community, mounts: "0=/opt/airflow/plugins" + inHome},
 		"by the image alone":              {spec: "containers: [{name: x, image: 'localhost:5000/airflow'}]", mounts: "0=/opt/airflow/plugins" + inHome},
+		"by a variable alone":             {spec: "containers: [{name: x, image: example.com/x, env: [{name: AIRFLOW_HOME, value: /srv}]}]", mounts: "0=/srv/plugins" + inHome},
+		"by another variable alone":       {spec: "containers: [{name: x, image: example.com/x, env: [{name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /p}]}]", mounts: "0=/p" + inHome},
+		"by its configuration alone":      {spec: "containers: [{name: x, image: example.com/x, volumeMounts: [{name: c, mountPath: /srv/airflow.cfg}]}]", mounts: "0=/srv/plugins" + inHome},
+		"variables of others":             {spec: "containers: [{name: x, image: example.com/x, env: [{name: HOME, value: /srv}], volumeMounts: [{name: c, mountPath: /srv/other.cfg}]}]"},
 		"two components in a pod":         {spec: "containers: [{name: x, image: airflow}, {name: second, image: postgres}, {name: z, image: airflow, args: [scheduler]}]", mounts: "0=/opt/airflow/plugins" + inHome + " 2=/opt/airflow/plugins" + inHome},
 		"a home of its own":               {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), mounts: "0=/srv/af/plugins" + inHome},
 		"a plugins folder of its own":     {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}, {name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /srv/plugins/}]"), mounts: "0=/srv/plugins" + inHome},
@@ -162,6 +167,64 @@ func TestPlanAgain(t *testing.T) {
 	pod.Spec.Containers = pod.Spec.Containers[:1]
 	if third, problems := Plan(pod, "airflow-environment", "alpha"); third != nil || problems != nil {
 		t.Errorf("%+v %q", third, problems)
+	}
+}
+
+// The patches add to what a pod has, and to what it lacks.
+func TestPatches(t *testing.T) {
+	const mount = `{"mountPath":"/opt/airflow/plugins/solepod_declare.py","name":"solepod-declare","readOnly":true,"subPath":"solepod_declare.py"}`
+	const volume = `{"downwardAPI":{"items":[{"fieldRef":{"fieldPath":"metadata.annotations['solepod.io/declare.py']"},"path":"solepod_declare.py"}]},"name":"solepod-declare"}`
+	for name, tc := range map[string]struct{ pod, volumes, mounts, annotations string }{
+		"nothing": {`{"metadata":{},"spec":{"containers":[{"image":"airflow"}]}}`, "[" + volume + "]", "[" + mount + "]", "solepod.io/declare.py"},
+		"everything": {
+			`{"metadata":{"annotations":{"a":"b"}},"spec":{"volumes":[{"name":"v"}],"containers":[{"image":"airflow","volumeMounts":[{"name":"v","mountPath":"/v"}]}]}}`,
+			`[{"name":"v"},` + volume + `]`, `[{"mountPath":"/v","name":"v"},` + mount + `]`, "a solepod.io/declare.py",
+		},
+		"the volume": {`{"metadata":{},"spec":{"volumes":[` + volume + `],"containers":[{"image":"airflow"}]}}`, "[" + volume + "]", "[" + mount + "]", "solepod.io/declare.py"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, err := Decode([]byte(tc.pod))
+			if err != nil {
+				t.Fatal(err)
+			}
+			injection, problems := Plan(pod, "airflow-environment", "alpha")
+			if injection == nil {
+				t.Fatal(problems)
+			}
+			text, err := json.Marshal(injection.Patches(pod))
+			if err != nil {
+				t.Fatal(err)
+			}
+			patch, err := jsonpatch.DecodePatch(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			patched, err := patch.Apply([]byte(tc.pod))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got struct {
+				Metadata struct{ Annotations map[string]string }
+				Spec     struct {
+					Volumes    any
+					Containers []struct{ VolumeMounts any }
+				}
+			}
+			if err := json.Unmarshal(patched, &got); err != nil {
+				t.Fatal(err)
+			}
+			encoded := func(v any) string {
+				text, err := json.Marshal(v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(text)
+			}
+			keys := strings.Join(slices.Sorted(maps.Keys(got.Metadata.Annotations)), " ")
+			if diff := cmp.Diff([]string{tc.volumes, tc.mounts, tc.annotations}, []string{encoded(got.Spec.Volumes), encoded(got.Spec.Containers[0].VolumeMounts), keys}); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 
