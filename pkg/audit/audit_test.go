@@ -123,9 +123,9 @@ func TestScan(t *testing.T) {
 		"an earlier try has just ended":       {[]Pod{pod("a", label(taskpod.LabelTry, "2")), pod("bb", endedBefore(0))}, []string{"collision bb a", "leftover bb SupersededTry true"}},
 		"an earlier try of another one":       {[]Pod{pod("a", label(taskpod.LabelTry, "2"), declares("alpha")), pod("bb", declares("production"))}, nil},
 		"tries that are no numbers":           {[]Pod{pod("a", label(taskpod.LabelTry, "x"), declares("alpha")), pod("bb", declares("production"))}, nil},
-		"of an environment nobody names":      {[]Pod{pod("a", declares("gone"))}, []string{"orphan a UnknownEnvironment false"}},
+		"of an unknown environment":           {[]Pod{pod("a", declares("gone"))}, []string{"orphan a UnknownEnvironment false"}},
 		"ended, of an environment that went":  {[]Pod{pod("a", declares("gone"), endedBefore(hours))}, []string{"leftover a Leftover true"}},
-		"deleting, of one that nobody names":  {[]Pod{pod("a", declares("gone"), deleting)}, nil},
+		"deleting, of an unknown environment": {[]Pod{pod("a", declares("gone"), deleting)}, nil},
 		"an older map index beside a younger": {[]Pod{pod("a", label(taskpod.LabelMapIndex, "0"), label(taskpod.LabelTry, "2")), pod("bb", label(taskpod.LabelMapIndex, "1"))}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -237,7 +237,7 @@ func TestScanManyMapped(t *testing.T) {
 
 func object(name string, phase corev1.PodPhase) *corev1.Pod {
 	labels := pod(name).Labels
-	labels["a-label-that-nobody-needs"] = "x"
+	labels["a-label-that-is-not-read"] = "x"
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "airflow", Name: name, UID: types.UID(name), Labels: labels},
 		Status:     corev1.PodStatus{Phase: phase},

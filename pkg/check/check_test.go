@@ -412,17 +412,17 @@ func faults() map[string]faultCase {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[0].Rules[0].Operations = []admissionregistrationv1.OperationType{admissionregistrationv1.Update}
 			})},
-			want: map[string]string{"webhooks": "failed: guard.solepod.io has a different rules", "guard": "failed: admitted in namespace airflow-alpha"},
+			want: map[string]string{"webhooks": "failed: guard.solepod.io: unexpected rules", "guard": "failed: admitted in namespace airflow-alpha"},
 		},
 		"a rule of the other webhook is edited": {
 			inject: []fault{edit(name, func(m *mutating) { m.Webhooks[0].Rules[0].Resources = []string{"jobs"} })},
 			want: map[string]string{
-				"webhooks": "failed: stamp.solepod.io has a different rules", "stamp": `failed: in namespace airflow-alpha, the pod got environment "", want "alpha"`,
+				"webhooks": "failed: stamp.solepod.io: unexpected rules", "stamp": `failed: in namespace airflow-alpha, the pod got environment "", want "alpha"`,
 			},
 		},
 		"a field is removed": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[0].MatchConditions = nil })},
-			want:   map[string]string{"webhooks": "failed: guard.solepod.io has a different matchConditions"},
+			want:   map[string]string{"webhooks": "failed: guard.solepod.io: unexpected matchConditions"},
 		},
 		"a field is added": {
 			inject: []fault{edit(name, func(v *validating) {
@@ -433,18 +433,18 @@ func faults() map[string]faultCase {
 		"a webhook goes to another path": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[0].ClientConfig.Service.Path = ptr.To("/access") })},
 			want: map[string]string{
-				"webhooks": "failed: guard.solepod.io has a different clientConfig", "guard": "failed: admitted",
+				"webhooks": "failed: guard.solepod.io: unexpected clientConfig", "guard": "failed: admitted",
 			},
 		},
 		"a webhook goes to the namespace of another installation": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks[1].ClientConfig.Service.Namespace = "elsewhere" })},
-			want:   map[string]string{"webhooks": "failed: access.solepod.io has a different clientConfig"},
+			want:   map[string]string{"webhooks": "failed: access.solepod.io: unexpected clientConfig"},
 		},
 		"a webhook goes to a URL": {
 			inject: []fault{edit(name, func(v *validating) {
 				v.Webhooks[1].ClientConfig.Service, v.Webhooks[1].ClientConfig.URL = nil, ptr.To("https://example.com/access")
 			})},
-			want: map[string]string{"webhooks": "failed: access.solepod.io has a different clientConfig"},
+			want: map[string]string{"webhooks": "failed: access.solepod.io: unexpected clientConfig"},
 		},
 		"the namespace is not excluded": {
 			inject: []fault{edit(name, func(m *mutating) { m.Webhooks[0].NamespaceSelector = &metav1.LabelSelector{} })},
@@ -583,7 +583,7 @@ func faults() map[string]faultCase {
 			inject:   []fault{condition()},
 			want:     map[string]string{"cert-manager": "failed: solepod-system/solepod"},
 		},
-		"cert-manager has a different Certificate": {
+		"another Certificate of cert-manager": {
 			manifest: certManager,
 			inject:   []fault{remove[*certificate](name)},
 			want:     map[string]string{"cert-manager": "skipped: cert-manager does not issue"},
@@ -709,7 +709,7 @@ func faults() map[string]faultCase {
 				edit(name, func(v *validating) { v.Webhooks[0].Rules = nil }),
 			},
 			want: map[string]string{
-				"webhooks": "failed: guard.solepod.io has a different rules", "stamp": `failed: "", want "alpha"`, "guard": "failed: admitted",
+				"webhooks": "failed: guard.solepod.io: unexpected rules", "stamp": `failed: "", want "alpha"`, "guard": "failed: admitted",
 			},
 		},
 		"a quota denies the pods": {

@@ -146,7 +146,7 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 		}
 		for _, field := range slices.Sorted(maps.Keys(want[hook].fields)) {
 			if !reflect.DeepEqual(want[hook].fields[field], is.fields[field]) {
-				problems = append(problems, hook+" has a different "+field)
+				problems = append(problems, hook+": unexpected "+field)
 			}
 		}
 		for _, field := range slices.Sorted(maps.Keys(is.fields)) {

@@ -81,7 +81,7 @@ type row struct {
 type bench struct {
 	o        options
 	plane    *controlplane.ControlPlane
-	guard    *solepod.Process
+	solepod  *solepod.Process
 	airflows map[string]client.Client
 	sequence atomic.Int64
 	filled   int
@@ -99,7 +99,7 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 		return nil, err
 	}
 	fmt.Fprintln(progress, "starting solepod")
-	if b.guard, err = solepod.Start(ctx, plane, solepod.Options{Direct: true}); err != nil {
+	if b.solepod, err = solepod.Start(ctx, plane, solepod.Options{Direct: true}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -107,7 +107,7 @@ func newBench(ctx context.Context, plane *controlplane.ControlPlane, o options, 
 			err = errors.Join(err, b.stop())
 		}
 	}()
-	if err := b.guard.Install(ctx); err != nil {
+	if err := b.solepod.Install(ctx); err != nil {
 		return nil, err
 	}
 	if err := only(ctx, plane.Admin); err != nil {
@@ -142,7 +142,7 @@ func newClient(config *rest.Config) (client.Client, error) {
 }
 
 func (b *bench) stop() error {
-	return errors.Join(b.guard.Uninstall(context.Background()), b.guard.Stop())
+	return errors.Join(b.solepod.Uninstall(context.Background()), b.solepod.Stop())
 }
 
 // only restricts solepod's hooks to the pods of its variant.
@@ -458,7 +458,7 @@ func (b *bench) count(ctx context.Context, p path) (calls, error) {
 
 // metric is the sum of what solepod's process has under a name.
 func (b *bench) metric(ctx context.Context, name string) (float64, error) {
-	metrics, err := b.guard.Metrics(ctx)
+	metrics, err := b.solepod.Metrics(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -485,11 +485,11 @@ func (b *bench) memory(ctx context.Context, progress io.Writer) (m memory, err e
 		return m, err
 	}
 	m.Resident = int64(bytes)
-	if err := b.guard.Replica.Stop(); err != nil {
+	if err := b.solepod.Replica.Stop(); err != nil {
 		return m, err
 	}
 	began := time.Now()
-	if err := errors.Join(b.guard.Start(), b.guard.WaitReady(ctx)); err != nil {
+	if err := errors.Join(b.solepod.Start(), b.solepod.WaitReady(ctx)); err != nil {
 		return m, err
 	}
 	m.Ready = time.Since(began).Seconds()

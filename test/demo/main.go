@@ -34,7 +34,7 @@ import (
 const jobs = "data-jobs"
 
 func main() {
-	keep := flag.Bool("keep", false, "instead of the acts, leave control plane and guard running until interrupted")
+	keep := flag.Bool("keep", false, "instead of the acts, leave the control plane and solepod running until interrupted")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -144,7 +144,7 @@ func (d *demo) acts(ctx context.Context) (err error) {
 	}
 
 	d.say("\n=== Act (b): solepod guards the cluster\n")
-	g, err := d.guard(ctx)
+	g, err := d.start(ctx)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (d *demo) acts(ctx context.Context) (err error) {
 
 // keep leaves everything running until the context ends.
 func (d *demo) keep(ctx context.Context) (err error) {
-	g, err := d.guard(ctx)
+	g, err := d.start(ctx)
 	if err != nil {
 		return err
 	}
@@ -223,8 +223,8 @@ func (d *demo) keep(ctx context.Context) (err error) {
 	}
 }
 
-// guard starts solepod and makes the API server call it.
-func (d *demo) guard(ctx context.Context) (*solepod.Process, error) {
+// start starts solepod and makes the API server call it.
+func (d *demo) start(ctx context.Context) (*solepod.Process, error) {
 	g, err := solepod.Start(ctx, d.plane, solepod.Options{})
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func TestLeaderLostWhileItSweeps(t *testing.T) {
 	clients := solepod.Airflows(t, plane, jobs)
 	fixture.Eventually(t, func() error {
 		if leader(t, g) == nil {
-			return errors.New("nobody leads")
+			return errors.New("no replica leads")
 		}
 		return nil
 	})

@@ -217,7 +217,7 @@ func TestRace(t *testing.T) {
 	t.Logf("reviews by replica: %v", g.Served())
 	t.Logf("rounds with none admitted: %d, in %d of them a replica was killed", none, noneKilled)
 	if none > noneKilled {
-		t.Errorf("%d rounds without a kill admitted nobody", none-noneKilled)
+		t.Errorf("%d rounds without a kill admitted no pod", none-noneKilled)
 	}
 	for i, served := range g.Served() {
 		if served == 0 {
