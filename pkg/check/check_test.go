@@ -653,13 +653,13 @@ func faults() map[string]faultCase {
 			inject: []fault{add(airflowPod("airflow-alpha", "worker", declare.Source("airflow-environment", "beta")))},
 			want:   map[string]string{"declare": "warning: pod airflow-alpha/worker declares another environment, or by another version of solepod: kubectl rollout restart"},
 		},
-		"a volume on the plugins folder": {
+		"a volume on Airflow's home": {
 			inject: []fault{add(func() *corev1.Pod {
 				pod := airflowPod("airflow-alpha", "worker", "")
-				pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "plugins", MountPath: "/opt/airflow/plugins"}}
+				pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: "/opt/airflow"}}
 				return pod
 			}())},
-			want: map[string]string{"declare": "warning: pod airflow-alpha/worker: container worker: volume plugins is mounted on the plugins folder /opt/airflow/plugins"},
+			want: map[string]string{"declare": "warning: pod airflow-alpha/worker: container worker: volume own is mounted on the plugins folder /opt/airflow/plugins"},
 		},
 		"Airflow opts out": {
 			inject: []fault{add(func() *corev1.Pod {

@@ -25,48 +25,61 @@ const (
 	Enabled = "enabled"
 	// Disabled is the value of [taskpod.LabelDeclare] that opts a pod out.
 	Disabled = "disabled"
-
 	// Annotation is the content of the file in a pod. The kubelet writes it into
 	// the volume.
 	Annotation = "solepod.io/declare.py"
 	// AnnotationFolder is the plugins folder of a pod's Airflow. The user sets it if
 	// the spec of the pod does not show the folder.
 	AnnotationFolder = "solepod.io/plugins-folder"
-
 	// volume is the name of the volume.
 	volume = "solepod-declare"
-	// file is the name of the file in the plugins folder.
-	file = "solepod_declare.py"
-
 	// maxAnnotations is the maximum size of all annotations of an object
 	// (TotalAnnotationSizeLimitB of Kubernetes' pkg/apis/core/validation).
 	maxAnnotations = 256 << 10
+	// distribution is the folder by which Python finds the entry points of a package.
+	distribution = "solepod_airflow-1.dist-info/"
 )
 
-// Injection is what makes a pod declare its environment.
+// file is a file of the volume. Its content is the value of an annotation.
+type file struct{ name, annotation string }
+
+// files are the files of the volume. A plugins folder needs the first one only. In
+// the configuration folder, Airflow finds plugins by their entry points.
+var files = []file{
+	{"solepod_declare.py", Annotation},
+	{distribution + "METADATA", "solepod.io/declare.metadata"},
+	{distribution + "entry_points.txt", "solepod.io/declare.entry-points"},
+}
+
+func (f file) fieldPath() string { return "metadata.annotations['" + f.annotation + "']" }
+
+func (f file) content(environmentLabel, environment string) string {
+	switch path.Base(f.name) {
+	case "METADATA":
+		return "Metadata-Version: 2.1\nName: solepod-airflow\nVersion: 1\n"
+	case "entry_points.txt":
+		return "[airflow.plugins]\nsolepod = solepod_declare:SolepodPlugin\n"
+	}
+	return Source(environmentLabel, environment)
+}
+
+// Injection is what a pod lacks to declare its environment.
 type Injection struct {
-	// Annotation is the value of the annotation [Annotation].
-	Annotation string
-	// AddVolume is false if the pod has the volume.
-	AddVolume bool
-	// Mounts are the mount paths of the file by the index of the container.
-	Mounts map[int]string
+	// Annotations are the contents of the files.
+	Annotations map[string]string
+	// Volume is nil if the pod has the volume.
+	Volume *corev1.Volume
+	// Mounts are the mounts of the files by the index of the container.
+	Mounts map[int][]corev1.VolumeMount
 }
 
-// Volume returns the volume to add.
-func (Injection) Volume() corev1.Volume {
-	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{
-		Items: []corev1.DownwardAPIVolumeFile{{
-			Path: file, FieldRef: &corev1.ObjectFieldSelector{FieldPath: fieldPath},
-		}},
-	}}}
-}
-
-const fieldPath = "metadata.annotations['" + Annotation + "']"
-
-// Mount returns the mount of the file at a path.
-func (Injection) Mount(at string) corev1.VolumeMount {
-	return corev1.VolumeMount{Name: volume, MountPath: at, SubPath: file, ReadOnly: true}
+// volumeOf returns the volume with the first count files.
+func volumeOf(count int) *corev1.Volume {
+	source := &corev1.DownwardAPIVolumeSource{}
+	for _, f := range files[:count] {
+		source.Items = append(source.Items, corev1.DownwardAPIVolumeFile{Path: f.name, FieldRef: &corev1.ObjectFieldSelector{FieldPath: f.fieldPath()}})
+	}
+	return &corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{DownwardAPI: source}}
 }
 
 // assignment is a line of the file that solepod replaces.
@@ -89,22 +102,27 @@ func (i *Injection) Patches(pod Pod) []jsonpatch.JsonPatchOperation {
 	var patches []jsonpatch.JsonPatchOperation
 	add := func(at string, value any) { patches = append(patches, jsonpatch.NewOperation("add", at, value)) }
 	if pod.Metadata.Annotations == nil {
-		add("/metadata/annotations", map[string]string{Annotation: i.Annotation})
+		add("/metadata/annotations", i.Annotations)
 	} else {
-		add("/metadata/annotations/"+strings.ReplaceAll(Annotation, "/", "~1"), i.Annotation)
+		for _, key := range slices.Sorted(maps.Keys(i.Annotations)) {
+			add("/metadata/annotations/"+strings.ReplaceAll(key, "/", "~1"), i.Annotations[key])
+		}
 	}
 	switch {
-	case i.AddVolume && pod.Spec.Volumes == nil:
-		add("/spec/volumes", []corev1.Volume{i.Volume()})
-	case i.AddVolume:
-		add("/spec/volumes/-", i.Volume())
+	case i.Volume == nil:
+	case pod.Spec.Volumes == nil:
+		add("/spec/volumes", []corev1.Volume{*i.Volume})
+	default:
+		add("/spec/volumes/-", *i.Volume)
 	}
 	for _, n := range slices.Sorted(maps.Keys(i.Mounts)) {
-		at, mount := fmt.Sprintf("/spec/containers/%d/volumeMounts", n), i.Mount(i.Mounts[n])
+		at := fmt.Sprintf("/spec/containers/%d/volumeMounts", n)
 		if pod.Spec.Containers[n].VolumeMounts == nil {
-			add(at, []corev1.VolumeMount{mount})
-		} else {
-			add(at+"/-", mount)
+			add(at, i.Mounts[n])
+			continue
+		}
+		for _, m := range i.Mounts[n] {
+			add(at+"/-", m)
 		}
 	}
 	return patches
@@ -118,61 +136,106 @@ func (p Pod) RunsAirflow() bool {
 // Plan returns the injection into a pod, and the problems of each container that
 // runs Airflow but cannot get the file. injection is nil if there is nothing to
 // add: no container runs Airflow, all of them have the file already, or there
-// are only problems.
+// are only problems. If the API server calls the hook again, Plan finds what it has
+// added.
 func Plan(pod Pod, environmentLabel, environment string) (injection *Injection, problems []string) {
-	mounts := map[int]string{}
+	injection = &Injection{Annotations: map[string]string{}, Mounts: map[int][]corev1.VolumeMount{}}
+	has, foreign := pod.files()
+	needs, uses := 0, false // files, and whether a container mounts the volume or will
 	for i, c := range pod.Spec.Containers {
-		if !c.runsAirflow() || c.mounted() {
+		if !c.runsAirflow() {
 			continue
 		}
-		folder, problem := c.pluginsFolder(pod.Metadata.Annotations[AnnotationFolder])
+		if c.mounts(volume) {
+			needs, uses = max(needs, has), true
+			continue
+		}
+		if c.hasFile() {
+			continue
+		}
+		folder, count, problem := c.folder(pod.Metadata.Annotations[AnnotationFolder])
 		if problem != "" {
 			problems = append(problems, fmt.Sprintf("container %s: %s", c.Name, problem))
 			continue
 		}
-		mounts[i] = path.Join(folder, file)
+		for _, f := range files[:count] {
+			injection.Mounts[i] = append(injection.Mounts[i], corev1.VolumeMount{
+				Name: volume, MountPath: path.Join(folder, f.name), SubPath: f.name, ReadOnly: true,
+			})
+		}
+		needs, uses = max(needs, count), true
 	}
-	if len(mounts) == 0 {
+	if uses && foreign != "" {
+		return nil, append(problems, foreign)
+	}
+	for _, f := range files[:needs] {
+		if content := f.content(environmentLabel, environment); pod.Metadata.Annotations[f.annotation] != content {
+			injection.Annotations[f.annotation] = content
+		}
+	}
+	switch {
+	case len(injection.Annotations)+len(injection.Mounts) == 0:
 		return nil, problems
+	case has == 0:
+		injection.Volume = volumeOf(needs)
+	case has < needs:
+		return nil, append(problems, fmt.Sprintf("volume %s of the pod has %d of %d files", volume, has, needs))
 	}
-	injection = &Injection{Annotation: Source(environmentLabel, environment), AddVolume: true, Mounts: mounts}
 	if problem := pod.takes(injection); problem != "" {
 		return nil, append(problems, problem)
 	}
 	return injection, problems
 }
 
-// takes returns why a pod cannot get an injection, or "". It finds its own volume
-// if the API server calls the hook again.
-func (p Pod) takes(injection *Injection) (problem string) {
-	if p.Spec.OS.Name == corev1.Windows || p.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows) {
-		return "the pod runs on Windows"
-	}
-	size := len(Annotation) + len(injection.Annotation)
-	for key, value := range p.Metadata.Annotations {
-		if key != Annotation {
-			size += len(key) + len(value)
-		}
-	}
-	if size > maxAnnotations {
-		return fmt.Sprintf("the annotations of the pod would have %d bytes, but the maximum is %d", size, maxAnnotations)
-	}
+// files returns the number of files in the volume of the pod, 0 if the pod has no such
+// volume, or a problem if the volume is not solepod's.
+func (p Pod) files() (count int, foreign string) {
 	for _, v := range p.Spec.Volumes {
 		if v.Name != volume {
 			continue
 		}
-		if items := v.DownwardAPI.Items; len(items) != 1 || items[0].Path != file || items[0].FieldRef.FieldPath != fieldPath {
-			return "the pod has another volume " + volume
+		count = len(v.DownwardAPI.Items)
+		if count == 0 || count > len(files) {
+			return 0, "the pod has another volume " + volume
 		}
-		injection.AddVolume = false
+		for i, item := range v.DownwardAPI.Items {
+			if item.Path != files[i].name || item.FieldRef.FieldPath != files[i].fieldPath() {
+				return 0, "the pod has another volume " + volume
+			}
+		}
+	}
+	return count, ""
+}
+
+// takes returns why a pod cannot get an injection, or "".
+func (p Pod) takes(injection *Injection) (problem string) {
+	if p.Spec.OS.Name == corev1.Windows || p.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows) {
+		return "the pod runs on Windows"
+	}
+	annotations := maps.Clone(injection.Annotations)
+	for key, value := range p.Metadata.Annotations {
+		if _, replaced := annotations[key]; !replaced {
+			annotations[key] = value
+		}
+	}
+	size := 0
+	for key, value := range annotations {
+		size += len(key) + len(value)
+	}
+	if size > maxAnnotations {
+		return fmt.Sprintf("the annotations of the pod would have %d bytes, but the maximum is %d", size, maxAnnotations)
 	}
 	return ""
 }
 
-// mounted reports whether a container has the file, mounted by solepod or by
-// its user.
-func (c container) mounted() bool {
-	return slices.ContainsFunc(c.VolumeMounts, func(m mount) bool { return m.Name == volume || path.Base(m.MountPath) == file })
+// mounts reports whether a container mounts a volume.
+func (c container) mounts(volume string) bool {
+	return slices.ContainsFunc(c.VolumeMounts, func(m mount) bool { return m.Name == volume })
+}
+
+// hasFile reports whether the user has mounted the file.
+func (c container) hasFile() bool {
+	return slices.ContainsFunc(c.VolumeMounts, func(m mount) bool { return path.Base(m.MountPath) == files[0].name })
 }
 
 // runsAirflow reports whether a container runs a component of Airflow. No single
@@ -213,75 +276,106 @@ const (
 	envPlugins = "AIRFLOW__CORE__PLUGINS_FOLDER"
 )
 
-// pluginsFolder returns the plugins folder of a container that runs Airflow, or
-// why it cannot be used. chosen is the one that the user has set.
-func (c container) pluginsFolder(chosen string) (folder, problem string) {
-	folder = chosen
-	if folder == "" {
-		folder = c.literal(envPlugins)
+// folder returns the folder for the file in a container that runs Airflow, and the
+// number of files that it needs, or why there is none. chosen is the plugins
+// folder that the user has set.
+func (c container) folder(chosen string) (folder string, count int, problem string) {
+	plugins, unknown := chosen, ""
+	if plugins == "" {
+		plugins, unknown = c.plugins()
 	}
-	if folder == "" {
-		home := c.home()
-		if home == "" {
-			return "", "the plugins folder is not known; set " + envHome + " as a literal, or the annotation " + AnnotationFolder
+	if unknown != "" {
+		return "", 0, unknown
+	}
+	plugins = path.Clean(plugins)
+	if !path.IsAbs(plugins) || plugins == "/" || strings.Contains(plugins, ":") {
+		return "", 0, fmt.Sprintf("the plugins folder %q is not an absolute path", plugins)
+	}
+	inside := c.mountedOn(plugins)
+	if inside == "" {
+		return plugins, 1, ""
+	}
+	// Airflow appends this folder to sys.path, all versions.
+	if home, _ := c.home(); path.IsAbs(home) {
+		if config := path.Join(home, "config"); c.mountedOn(config) == "" && !strings.Contains(config, ":") {
+			return config, len(files), ""
 		}
-		folder = path.Join(home, "plugins")
 	}
-	folder = path.Clean(folder)
-	if !path.IsAbs(folder) || folder == "/" || strings.Contains(folder, ":") {
-		return "", fmt.Sprintf("the plugins folder %q is not an absolute path", folder)
-	}
-	// The runtime would have to create the file inside the other volume. It leaves
-	// an empty file in it, or fails to start the container.
-	for _, m := range c.VolumeMounts {
-		if at := path.Clean(m.MountPath); at == folder || at == "/" || strings.HasPrefix(folder, at+"/") {
-			return "", fmt.Sprintf("volume %s is mounted on the plugins folder %s; put %s into it, or into the image", m.Name, folder, file)
-		}
-	}
-	return folder, ""
+	return "", 0, fmt.Sprintf("volume %s is mounted on the plugins folder %s; put %s into it, or into the image", inside, plugins, files[0].name)
 }
 
-// home returns AIRFLOW_HOME, or "" if the spec does not show it.
-func (c container) home() string {
-	if home := c.literal(envHome); home != "" {
-		return home
+// mountedOn returns the volume that is mounted on a folder or a parent of it, or
+// "". The runtime would have to create the file inside that volume. It leaves an
+// empty file in it, or fails to start the container.
+func (c container) mountedOn(folder string) string {
+	for _, m := range c.VolumeMounts {
+		if at := path.Clean(m.MountPath); at == folder || at == "/" || strings.HasPrefix(folder, at+"/") {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+// plugins returns the plugins folder, or why it is unknown.
+func (c container) plugins() (folder, unknown string) {
+	folder, set := c.value(envPlugins)
+	if set && folder == "" {
+		return "", envPlugins + " is not a literal; set the annotation " + AnnotationFolder
+	}
+	if set {
+		return folder, ""
+	}
+	home, set := c.home()
+	switch {
+	case home != "":
+		return path.Join(home, "plugins"), ""
+	case set:
+		return "", envHome + " is not a literal; set the annotation " + AnnotationFolder
+	}
+	return "", "the plugins folder is not known; set " + envHome + " as a literal, or the annotation " + AnnotationFolder
+}
+
+// home returns AIRFLOW_HOME, or "" if the spec does not show it. set is true if the
+// variable is set.
+func (c container) home() (home string, set bool) {
+	if home, set := c.value(envHome); set {
+		return home, true
 	}
 	for _, m := range c.VolumeMounts { // the official chart and Bitnami's
 		if path.Base(m.MountPath) == "airflow.cfg" {
-			return path.Dir(m.MountPath)
+			return path.Dir(m.MountPath), false
 		}
 	}
 	for _, m := range c.VolumeMounts { // the community's chart
 		for at := path.Clean(m.MountPath); at != "/" && at != "."; at = path.Dir(at) {
 			if base := path.Base(at); (base == "logs" || base == "pod_templates") && path.Base(path.Dir(at)) == "airflow" {
-				return path.Dir(at)
+				return path.Dir(at), false
 			}
 		}
 	}
 	switch image := imageOf(c.Image); {
 	case image == "airflow" && strings.Contains(c.Image, "bitnami"):
-		return "/opt/bitnami/airflow"
+		return "/opt/bitnami/airflow", false
 	case image == "airflow":
-		return "/opt/airflow"
+		return "/opt/airflow", false
 	case image == "ap-airflow", image == "astro-runtime":
-		return "/usr/local/airflow"
+		return "/usr/local/airflow", false
 	}
-	return ""
+	return "", false
 }
 
-// literal returns the value of a variable, or "" if it is not set or refers to
-// other variables.
-func (c container) literal(name string) string {
-	value := ""
+// value returns the value of a variable, and whether it is set. The value is "" if
+// it refers to something else.
+func (c container) value(name string) (value string, set bool) {
 	for _, v := range c.Env { // the last one counts
 		if v.Name == name {
-			value = v.Value
+			value, set = v.Value, true
 		}
 	}
 	if strings.Contains(value, "$(") {
-		return ""
+		value = ""
 	}
-	return value
+	return value, set
 }
 
 // imageOf returns the last part of the name of an image, without tag and digest.

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
-	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -99,7 +98,10 @@ func TestPlan(t *testing.T) {
 		"a home of its own":               {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), mounts: "0=/srv/af/plugins" + inHome},
 		"a plugins folder of its own":     {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}, {name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /srv/plugins/}]"), mounts: "0=/srv/plugins" + inHome},
 		"the last of two values":          {spec: one("env: [{name: AIRFLOW_HOME, value: /a}, {name: AIRFLOW_HOME, value: /b}]"), mounts: "0=/b/plugins" + inHome},
-		"a home that refers to another":   {spec: one("env: [{name: AIRFLOW_HOME, value: $(HOME)/af}]"), mounts: "0=/opt/airflow/plugins" + inHome},
+		"a home that refers to another":   {spec: one("env: [{name: AIRFLOW_HOME, value: $(HOME)/af}]"), problem: "container base: AIRFLOW_HOME is not a literal; set the annotation solepod.io/plugins-folder"},
+		"a home from a ConfigMap":         {spec: one("env: [{name: AIRFLOW_HOME, valueFrom: {configMapKeyRef: {name: x, key: y}}}]"), problem: "AIRFLOW_HOME is not a literal"},
+		"a plugins folder from a Secret":  {spec: one("env: [{name: AIRFLOW__CORE__PLUGINS_FOLDER, valueFrom: {secretKeyRef: {name: x, key: y}}}]"), problem: "AIRFLOW__CORE__PLUGINS_FOLDER is not a literal"},
+		"unknown, but named by the user":  {spec: one("env: [{name: AIRFLOW_HOME, valueFrom: {configMapKeyRef: {name: x, key: y}}}]"), annotations: "{solepod.io/plugins-folder: /code/plugins}", mounts: "0=/code/plugins" + inHome},
 		"a folder that the user names":    {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), annotations: "{solepod.io/plugins-folder: /code/plugins}", mounts: "0=/code/plugins" + inHome},
 		"no Airflow":                      {spec: "containers: [{name: x, image: postgres, args: [postgres]}]"},
 		"statsd beside Airflow":           {spec: "containers: [{name: statsd, image: 'quay.io/prometheus/statsd-exporter'}]"},
@@ -107,12 +109,19 @@ func TestPlan(t *testing.T) {
 		"an own image":                    {spec: "containers: [{name: x, image: example.com/airflow-etl, args: [airflow, scheduler]}]", problem: "container x: the plugins folder is not known"},
 		"a relative folder":               {spec: one(""), annotations: "{solepod.io/plugins-folder: plugins}", problem: `the plugins folder "plugins" is not an absolute path`},
 		"the root as folder":              {spec: one(""), annotations: "{solepod.io/plugins-folder: /}", problem: `the plugins folder "/" is not an absolute path`},
-		"a volume on the plugins folder":  {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins/}]"), problem: "volume p is mounted on the plugins folder /opt/airflow/plugins"},
+		"a volume on the plugins folder":  {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins/}]"), mounts: "0=/opt/airflow/config" + inHome + " (3 files)"},
+		"a volume on both folders":        {spec: one("volumeMounts: [{name: c, mountPath: /opt/airflow/config}, {name: p, mountPath: /opt/airflow/plugins}]"), problem: "volume p is mounted on the plugins folder /opt/airflow/plugins; put solepod_declare.py into it"},
+		"a file in the other folder":      {spec: one("volumeMounts: [{name: c, mountPath: /opt/airflow/config/airflow_local_settings.py}, {name: p, mountPath: /opt/airflow/plugins}]"), mounts: "0=/opt/airflow/config" + inHome + " (3 files)"},
+		"a volume on another folder":      {spec: one("env: [{name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /git/plugins}], volumeMounts: [{name: p, mountPath: /git}]"), mounts: "0=/opt/airflow/config" + inHome + " (3 files)"},
+		"a volume on the user's folder":   {spec: one("volumeMounts: [{name: p, mountPath: /git}]"), annotations: "{solepod.io/plugins-folder: /git/plugins}", mounts: "0=/opt/airflow/config" + inHome + " (3 files)"},
+		"a volume, and no known home":     {spec: "containers: [{name: x, image: example.com/x, env: [{name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /p}], volumeMounts: [{name: p, mountPath: /p}]}]", problem: "volume p is mounted"},
+		"both folders in a pod":           {spec: "containers: [{name: x, image: airflow, volumeMounts: [{name: p, mountPath: /opt/airflow/plugins}]}, {name: second, image: airflow}]", mounts: "0=/opt/airflow/config" + inHome + " (3 files) 1=/opt/airflow/plugins" + inHome},
 		"a volume on the home":            {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow}]"), problem: "volume p is mounted on the plugins folder"},
 		"a volume beside it":              {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins-of-others}]"), mounts: "0=/opt/airflow/plugins" + inHome},
 		"a volume inside it":              {spec: one("volumeMounts: [{name: p, mountPath: /opt/airflow/plugins/ours}]"), mounts: "0=/opt/airflow/plugins" + inHome},
 		"its own mount":                   {spec: one("volumeMounts: [{name: solepod-declare, mountPath: /opt/airflow/plugins/solepod_declare.py}]")},
 		"the user's own file":             {spec: one("volumeMounts: [{name: ours, mountPath: /code/plugins/solepod_declare.py}]")},
+		"another volume, mounted":         {spec: one("volumeMounts: [{name: solepod-declare, mountPath: /x}]") + "\nvolumes: [{name: solepod-declare, emptyDir: {}}]", problem: "the pod has another volume solepod-declare"},
 		"another volume of its name":      {spec: one("") + "\nvolumes: [{name: solepod-declare, emptyDir: {}}]", problem: "the pod has another volume solepod-declare"},
 		"its own volume of another value": {spec: one("") + "\nvolumes: [{name: solepod-declare, downwardAPI: {items: [{path: x, fieldRef: {fieldPath: metadata.name}}]}}]", problem: "another volume"},
 		"Windows":                         {spec: one("") + "\nos: {name: windows}", problem: "Windows"},
@@ -131,7 +140,10 @@ func TestPlan(t *testing.T) {
 			var got []string
 			if injection != nil {
 				for _, i := range slices.Sorted(maps.Keys(injection.Mounts)) {
-					got = append(got, fmt.Sprintf("%d=%s", i, injection.Mounts[i]))
+					got = append(got, fmt.Sprintf("%d=%s", i, injection.Mounts[i][0].MountPath))
+					if n := len(injection.Mounts[i]); n > 1 {
+						got = append(got, fmt.Sprintf("(%d files)", n))
+					}
 				}
 			}
 			if got := strings.Join(got, " "); got != tc.mounts {
@@ -144,29 +156,80 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// The API server may call the hook a second time, with what it has added.
-func TestPlanAgain(t *testing.T) {
-	const twice = "containers: [{name: x, image: airflow}, {name: second, image: airflow}]"
-	injection, _ := Plan(podOf(t, twice, "{}"), "airflow-environment", "alpha")
-	spec := corev1.PodSpec{Volumes: []corev1.Volume{injection.Volume()}, Containers: []corev1.Container{
-		{Name: "x", Image: "airflow", VolumeMounts: []corev1.VolumeMount{injection.Mount(injection.Mounts[0])}}, {Name: "late", Image: "airflow"},
-	}}
-	raw, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{Annotation: injection.Annotation}}, "spec": spec})
-	if err != nil {
-		t.Fatal(err)
-	}
+// injected returns a pod as the API server has it after the patches of Plan.
+func injected(t *testing.T, raw []byte) (after []byte) {
+	t.Helper()
 	pod, err := Decode(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, problems := Plan(pod, "airflow-environment", "alpha")
-	want := &Injection{Annotation: injection.Annotation, Mounts: map[int]string{1: "/opt/airflow/plugins/solepod_declare.py"}}
-	if diff := cmp.Diff(want, again); diff != "" || problems != nil {
-		t.Error(diff, problems)
+	injection, problems := Plan(pod, "airflow-environment", "alpha")
+	if injection == nil {
+		t.Fatal(problems)
 	}
-	pod.Spec.Containers = pod.Spec.Containers[:1]
-	if third, problems := Plan(pod, "airflow-environment", "alpha"); third != nil || problems != nil {
-		t.Errorf("%+v %q", third, problems)
+	text, err := json.Marshal(injection.Patches(pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch, err := jsonpatch.DecodePatch(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err = patch.Apply(raw)
+	if err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return after
+}
+
+// The API server may call the hook a second time, with what it has added and with
+// what another webhook has added since.
+func TestPlanAgain(t *testing.T) {
+	const late = `{"name":"late","image":"airflow"}`
+	const lateElsewhere = `{"name":"late","image":"airflow","volumeMounts":[{"name":"p","mountPath":"/opt/airflow/plugins"}]}`
+	for name, tc := range map[string]struct {
+		first        string // container
+		more         string // container
+		environment  string
+		want, reason string // paths of the patches, and the problem
+	}{
+		"the same":                           {first: late},
+		"the same, others":                   {first: lateElsewhere},
+		"a late container":                   {first: late, more: late, want: "/spec/containers/1/volumeMounts"},
+		"a late container beside more files": {first: lateElsewhere, more: late, want: "/spec/containers/1/volumeMounts"},
+		"a late container with more files":   {first: late, more: lateElsewhere, reason: "volume solepod-declare of the pod has 1 of 3 files"},
+		"of another environment":             {first: late, environment: "beta", want: "/metadata/annotations/solepod.io~1declare.py"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			after := injected(t, []byte(`{"metadata":{},"spec":{"containers":[`+tc.first+`]}}`))
+			if tc.more != "" {
+				patch, err := jsonpatch.DecodePatch([]byte(`[{"op":"add","path":"/spec/containers/-","value":` + tc.more + `}]`))
+				if err == nil {
+					after, err = patch.Apply(after)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			pod, err := Decode(after)
+			if err != nil {
+				t.Fatal(err)
+			}
+			environment := "alpha"
+			if tc.environment != "" {
+				environment = tc.environment
+			}
+			again, problems := Plan(pod, "airflow-environment", environment)
+			var got []string
+			if again != nil {
+				for _, p := range again.Patches(pod) {
+					got = append(got, p.Path)
+				}
+			}
+			if strings.Join(got, " ") != tc.want || strings.Join(problems, " ") != tc.reason {
+				t.Errorf("%q, problems %q", got, problems)
+			}
+		})
 	}
 }
 
@@ -183,26 +246,7 @@ func TestPatches(t *testing.T) {
 		"the volume": {`{"metadata":{},"spec":{"volumes":[` + volume + `],"containers":[{"image":"airflow"}]}}`, "[" + volume + "]", "[" + mount + "]", "solepod.io/declare.py"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pod, err := Decode([]byte(tc.pod))
-			if err != nil {
-				t.Fatal(err)
-			}
-			injection, problems := Plan(pod, "airflow-environment", "alpha")
-			if injection == nil {
-				t.Fatal(problems)
-			}
-			text, err := json.Marshal(injection.Patches(pod))
-			if err != nil {
-				t.Fatal(err)
-			}
-			patch, err := jsonpatch.DecodePatch(text)
-			if err != nil {
-				t.Fatal(err)
-			}
-			patched, err := patch.Apply([]byte(tc.pod))
-			if err != nil {
-				t.Fatal(err)
-			}
+			patched := injected(t, []byte(tc.pod))
 			var got struct {
 				Metadata struct{ Annotations map[string]string }
 				Spec     struct {

@@ -13,6 +13,7 @@ func FuzzPlan(f *testing.F) {
 	for _, pod := range []string{
 		`{}`, `null`, `[]`, `{"metadata":{"annotations":null},"spec":{"containers":null}}`,
 		`{"metadata":{},"spec":{"containers":[{"name":"x","image":"airflow"}]}}`,
+		`{"metadata":{},"spec":{"containers":[{"name":"x","image":"airflow","volumeMounts":[{"name":"p","mountPath":"/opt/airflow/plugins"}]},{"image":"airflow"}]}}`,
 		`{"metadata":{"annotations":{"solepod.io/declare.py":"import os"}},"spec":{"volumes":[],"containers":[{"name":"x","image":"apache/airflow:2","volumeMounts":[]}]}}`,
 		`{"metadata":{"annotations":{"solepod.io/plugins-folder":"/a/../b"}},"spec":{"volumes":null,"containers":[{"image":"airflow","env":[{"name":"AIRFLOW_HOME"}]},{"args":["airflow"],"env":null}]}}`,
 		`{"metadata":{},"spec":{"containers":[{"name":"x","args":["bash","-c","exec \\\nairflow worker"],"env":[{"name":"AIRFLOW_HOME","value":"$(X)"}],"volumeMounts":[{"name":"l","mountPath":"logs"},{"name":"m","mountPath":"//opt/airflow/logs/x"}]}]}}`,

@@ -1,6 +1,6 @@
 //go:build airflow
 
-// Package airflow lets two real Airflows, of five generations of the Kubernetes
+// Package airflow lets two real Airflows, of six generations of the Kubernetes
 // provider, run the same task in one namespace of a real control plane, with and
 // without solepod.
 package airflow
@@ -203,8 +203,10 @@ func (w *world) start(environment string, settings ...string) *task {
 	if err := controlplane.WriteKubeconfig(identity, kubeconfig); err != nil {
 		w.Fatal(err)
 	}
-	if slices.Contains(settings, injected) {
-		w.inject(environment, home)
+	for _, setting := range settings {
+		if folder, injects := strings.CutPrefix(setting, "TEST_INJECTED="); injects {
+			w.inject(environment, home, folder)
+		}
 	}
 	settingsDir, err := filepath.Abs("incident")
 	if err != nil {
@@ -229,13 +231,16 @@ func (w *world) start(environment string, settings ...string) *task {
 	return &task{process, w, environment}
 }
 
-// injected is the setting with which solepod makes the Airflow declare its
-// environment.
-const injected = "TEST_INJECTED=yes"
+// Settings with which solepod makes the Airflow declare its environment: by a file in
+// its plugins folder or, because that has a volume, in its configuration folder.
+const (
+	injected       = "TEST_INJECTED=plugins"
+	injectedConfig = "TEST_INJECTED=config"
+)
 
-// inject creates a pod of an Airflow through the API server, and puts the file
-// that solepod has mounted into it where the mount puts it.
-func (w *world) inject(environment, home string) {
+// inject creates a pod of an Airflow through the API server, and puts the files that
+// solepod has mounted into it where the mounts put them.
+func (w *world) inject(environment, home, folder string) {
 	w.Helper()
 	worker := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.name + "-" + environment, GenerateName: "worker-"},
@@ -243,22 +248,49 @@ func (w *world) inject(environment, home string) {
 			Name: "worker", Image: "apache/airflow", Args: []string{"airflow", "celery", "worker"}, Env: []corev1.EnvVar{{Name: "AIRFLOW_HOME", Value: home}},
 		}}},
 	}
+	if folder == "config" {
+		worker.Spec.Volumes = []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		worker.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: filepath.Join(home, "plugins")}}
+	}
 	if err := plane.Admin.Create(w.Context(), worker); err != nil {
 		w.Fatal(err)
 	}
-	for _, m := range worker.Spec.Containers[0].VolumeMounts {
+	w.mount(worker, filepath.Join(home, folder))
+}
+
+// mount does what a kubelet does with the volume of solepod. All files must be in
+// a folder.
+func (w *world) mount(pod *corev1.Pod, folder string) {
+	w.Helper()
+	contents := map[string]string{}
+	for _, v := range pod.Spec.Volumes {
+		if v.Name != "solepod-declare" {
+			continue
+		}
+		for _, item := range v.DownwardAPI.Items {
+			key := strings.TrimSuffix(strings.TrimPrefix(item.FieldRef.FieldPath, "metadata.annotations['"), "']")
+			contents[item.Path] = pod.Annotations[key]
+		}
+	}
+	mounted := 0
+	for _, m := range pod.Spec.Containers[0].VolumeMounts {
 		if m.Name != "solepod-declare" {
 			continue
+		}
+		mounted++
+		if !strings.HasPrefix(m.MountPath, folder+"/") || contents[m.SubPath] == "" {
+			w.Fatalf("%s of %q is mounted at %s", m.SubPath, contents[m.SubPath], m.MountPath)
 		}
 		if err := os.MkdirAll(filepath.Dir(m.MountPath), 0o700); err != nil {
 			w.Fatal(err)
 		}
-		if err := os.WriteFile(m.MountPath, []byte(worker.Annotations["solepod.io/declare.py"]), 0o600); err != nil {
+		if err := os.WriteFile(m.MountPath, []byte(contents[m.SubPath]), 0o600); err != nil {
 			w.Fatal(err)
 		}
-		return
 	}
-	w.Fatal("solepod has not injected the file")
+	if mounted == 0 {
+		w.Fatal("solepod has not injected the file")
+	}
 }
 
 func (k *task) log() string {

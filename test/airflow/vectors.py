@@ -10,7 +10,10 @@ os.environ["SOLEPOD_ENVIRONMENT"] = "production"
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "manifests", "airflow"))
 import solepod_declare  # noqa: E402,F401
 
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator  # noqa: E402
+try:
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+except ImportError:  # an older provider
+    from airflow.providers.cncf.kubernetes.operators.kubernetes_pod import KubernetesPodOperator
 
 NAMES = {
     "plain": ("foo-bar-dag-id", "foo-bar-task-id", "scheduled__2023-03-08T01:30:00+00:00"),

@@ -88,7 +88,8 @@ func TestDeclare(t *testing.T) {
 		"opted out":         {scheduler("declare-alpha", "out", func(p *corev1.Pod) { p.Labels["solepod.io/declare"] = "disabled" }), "", ""},
 		"not opted in":      {scheduler("declare-off", "plain", nil), "", ""},
 		"no environment":    {scheduler("declare-nobody", "plain", nil), "", ""},
-		"a plugins volume":  {scheduler("declare-alpha", "volume", func(p *corev1.Pod) { mountPlugins(p) }), "", ""},
+		"a plugins volume":  {scheduler("declare-alpha", "volume", mountOn("/opt/airflow/plugins")), "scheduler /opt/airflow/config/solepod_declare.py", "alpha"},
+		"a home volume":     {scheduler("declare-alpha", "volumes", mountOn("/opt/airflow")), "", ""},
 		"no Airflow":        {scheduler("declare-alpha", "redis", func(p *corev1.Pod) { p.Spec.Containers = []corev1.Container{{Name: "redis", Image: "redis"}} }), "", ""},
 		"labelled as a pod": {fixture.Pod("declare-alpha", "task alpha?"), "", ""},
 	} {
@@ -107,7 +108,7 @@ func TestDeclare(t *testing.T) {
 	}
 	for namespace, note := range map[string]string{
 		"declare-nobody": "pod plain: neither its ServiceAccount default nor namespace declare-nobody has the label airflow-environment",
-		"declare-alpha":  "pod volume: container scheduler: volume plugins is mounted on the plugins folder /opt/airflow/plugins",
+		"declare-alpha":  "pod volumes: container scheduler: volume own is mounted on the plugins folder /opt/airflow/plugins",
 	} {
 		fixture.Eventually(t, func() error {
 			var list eventsv1.EventList
@@ -126,9 +127,11 @@ func TestDeclare(t *testing.T) {
 	t.Run("the annotation is changed", annotationStays)
 }
 
-func mountPlugins(p *corev1.Pod) {
-	p.Spec.Volumes = []corev1.Volume{{Name: "plugins", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
-	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "plugins", MountPath: "/opt/airflow/plugins"}}
+func mountOn(folder string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "own", MountPath: folder}}
+	}
 }
 
 // The API server does not call the hook for task pods, for pods that opt out and
@@ -158,6 +161,7 @@ func annotationStays(t *testing.T) {
 	for name, change := range map[string]func(map[string]string){
 		"replaced": func(a map[string]string) { a[declare.Annotation] = "import os" },
 		"removed":  func(a map[string]string) { delete(a, declare.Annotation) },
+		"added":    func(a map[string]string) { a["solepod.io/declare.entry-points"] = "[airflow.plugins]" },
 		"other":    func(a map[string]string) { a["other"] = "x" },
 	} {
 		var pod corev1.Pod
@@ -170,7 +174,7 @@ func annotationStays(t *testing.T) {
 			"pods/status": func() error { return plane.Admin.Status().Update(t.Context(), &pod) },
 		} {
 			err := update()
-			if denied := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "the annotation solepod.io/declare.py cannot be changed"); denied == (name == "other") || !denied && err != nil && !apierrors.IsConflict(err) {
+			if denied := apierrors.IsForbidden(err) && strings.Contains(err.Error(), "the annotations solepod.io/declare.* cannot be changed"); denied == (name == "other") || !denied && err != nil && !apierrors.IsConflict(err) {
 				t.Errorf("%s by %s: %v", name, resource, err)
 			}
 		}

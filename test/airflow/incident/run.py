@@ -88,8 +88,11 @@ if os.environ.get("KIND") == "mapped":
 if number := os.environ.get("TRY"):
     as_try(int(number))
 arguments = inspect.signature(dag.test).parameters
-# Airflow 3 names a run after the time after which it may run.
-dag.test(**{name: date for name in ("execution_date", "logical_date", "run_after") if name in arguments})
+try:
+    # Airflow 3 names a run after the time after which it may run.
+    dag.test(**{name: date for name in ("execution_date", "logical_date", "run_after") if name in arguments})
+except Exception:
+    traceback.print_exc()  # before Airflow 2.6, a task's error
 
 with create_session() as session:
     states = {

@@ -39,7 +39,10 @@ def load(monkeypatch):
     forget()
 
 
-def operators(name="pod"):
+POD = "pod" if importlib.util.find_spec(OPERATORS + "pod") else "kubernetes_pod"  # an older provider
+
+
+def operators(name=POD):
     return importlib.import_module(OPERATORS + name)
 
 
