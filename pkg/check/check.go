@@ -119,6 +119,8 @@ func checks(scan func() (scan, error)) []check {
 			"Restart the pods that started before. For the others, see docs/environments.md.", configured((*Installation).declares)},
 		{environments, "undeclared", "task pods declare their environment",
 			"Label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow (docs/environments.md). Only then can its tasks run at the same time as those of another environment.", configured(scanned(scan, undeclared))},
+		{environments, "names", "task pods of different environments have different names",
+			"Leave random_name_suffix of the operator at True, which is the default, or give the pods of each environment another name.", configured(scanned(scan, fixedNames))},
 		{operation, "stamp", "a new task pod gets its environment (a dry run)",
 			"See the checks webhooks, endpoints and ca-bundle, then the logs of solepod and of the API server.", configured((*Installation).stamp)},
 		{operation, "guard", "a task pod with a wrong environment is denied (a dry run)",

@@ -185,9 +185,15 @@ func stamped(environment string) *corev1.Pod {
 	return pod
 }
 
+// declares gives a pod an environment that Airflow declares.
+func declares(pod *corev1.Pod, environment string) *corev1.Pod {
+	pod.Labels["airflow-environment"], pod.Labels["solepod.io/declared"] = environment, "v1"
+	return pod
+}
+
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "declare", "undeclared", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "labels", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -195,7 +201,7 @@ func all(text string, others map[string]string) map[string]string {
 
 // forbiddenScan is what fails if the cluster cannot be scanned.
 func forbiddenScan(others map[string]string) map[string]string {
-	for _, name := range []string{"undeclared", "claims"} {
+	for _, name := range []string{"undeclared", "names", "claims"} {
 		others[name] = "failed: forbidden"
 	}
 	return others
@@ -687,11 +693,23 @@ func faults() map[string]faultCase {
 			inject: []fault{add(taskPod("airflow-other", "one"), taskPod("airflow-other", "two"))},
 			want:   map[string]string{"undeclared": "warning: 2 task pods in namespace airflow-other"},
 		},
+		"a fixed name in a shared namespace": {
+			inject: []fault{add(
+				declares(taskPod("jobs", "export"), "alpha"), declares(taskPod("jobs", "import-0a1b2c3d"), "production"),
+				declares(taskPod("airflow-other", "alone"), "alpha"),
+			)},
+			want: map[string]string{"names": "warning: 1 task pod with a fixed name, where environments share a namespace, for example pod jobs/export, environment alpha"},
+		},
+		"random names in a shared namespace": {
+			inject: []fault{add(
+				declares(taskPod("jobs", "export-x9y8z7w6"), "alpha"), declares(taskPod("jobs", "export.0123456789abcdef0123456789abcdef"), "production"),
+			)},
+		},
 		"no task pods": {
 			inject: []fault{
 				remove[*corev1.Pod]("alpha"), remove[*corev1.Pod]("production"), remove[*coordinationv1.Lease]("claim-alpha"), remove[*coordinationv1.Lease]("claim-production"),
 			},
-			want: map[string]string{"undeclared": "skipped: no task pods", "claims": "ok: 0"},
+			want: map[string]string{"undeclared": "skipped: no task pods", "names": "skipped: no task pods", "claims": "ok: 0"},
 		},
 
 		// Operation

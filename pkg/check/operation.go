@@ -1,9 +1,11 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -155,6 +157,44 @@ func undeclared(s scan) finding {
 		return skipped("there are no task pods")
 	}
 	return ok("%s", strings.Join(declared, ", "))
+}
+
+// randomSuffix is what Airflow appends to the name of a task pod: 8 characters, or a
+// UUID in older providers.
+var randomSuffix = regexp.MustCompile(`[-.]([a-z0-9]{8}|[0-9a-f]{32})$`)
+
+// fixedNames finds task pods without a random suffix in namespaces with pods of
+// several environments. Two pods cannot have one name. A retry of Airflow 3.3 takes
+// the pod of the name that an earlier try has stored.
+func fixedNames(s scan) finding {
+	sharing := map[string]map[string]bool{} // environments, by namespace
+	for _, pod := range s.cluster.Pods {
+		if environment := pod.Environment(s.label); environment != "" && pod.Guarded() {
+			if sharing[pod.Namespace] == nil {
+				sharing[pod.Namespace] = map[string]bool{}
+			}
+			sharing[pod.Namespace][environment] = true
+		}
+	}
+	var fixed []string
+	guarded := 0
+	for _, pod := range s.cluster.Pods {
+		if !pod.Guarded() {
+			continue
+		}
+		guarded++
+		if len(sharing[pod.Namespace]) > 1 && !randomSuffix.MatchString(pod.Name) {
+			fixed = append(fixed, fmt.Sprintf("pod %s/%s, environment %s", pod.Namespace, pod.Name, cmp.Or(pod.Environment(s.label), "unknown")))
+		}
+	}
+	slices.Sort(fixed)
+	switch {
+	case guarded == 0:
+		return skipped("there are no task pods")
+	case len(fixed) > 0:
+		return warning("%s with a fixed name, where environments share a namespace, for example %s", english.Plural(len(fixed), "task pod", ""), fixed[0])
+	}
+	return ok("no fixed name where environments share a namespace")
 }
 
 // probe creates a task pod as a dry run in a guarded namespace with the environment

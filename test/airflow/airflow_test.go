@@ -86,6 +86,9 @@ func rows(t *testing.T) []row {
 	return out
 }
 
+// installed is the path of a program in the environment of the row.
+func (r row) installed(program string) string { return filepath.Join(filepath.Dir(r.python), program) }
+
 func compareVersions(a, b string) int {
 	var x, y [3]int
 	_, errA := fmt.Sscanf(a, "%d.%d.%d", &x[0], &x[1], &x[2])
@@ -132,6 +135,10 @@ type world struct {
 	row
 	name string
 	jobs string
+	// prepare changes the home of each Airflow; may be nil.
+	prepare func(t *testing.T, home string)
+	// launcher is the program that starts Python, or "".
+	launcher string
 }
 
 func newWorld(t *testing.T, r row, name string) *world {
@@ -158,7 +165,10 @@ func newWorld(t *testing.T, r row, name string) *world {
 	binding := &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "jobs"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "jobs"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + name + "-alpha"}},
+		Subjects: []rbacv1.Subject{
+			{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + name + "-alpha"},
+			{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "system:serviceaccounts:" + name + "-production"},
+		},
 	}
 	for _, object := range []client.Object{role, binding} {
 		if err := plane.Admin.Create(t.Context(), object); err != nil {
@@ -208,12 +218,19 @@ func (w *world) start(environment string, settings ...string) *task {
 			w.inject(environment, home, folder)
 		}
 	}
+	if w.prepare != nil {
+		w.prepare(w.T, home)
+	}
 	settingsDir, err := filepath.Abs("incident")
 	if err != nil {
 		w.Fatal(err)
 	}
 	dags := filepath.Join(settingsDir, "dags")
-	cmd := exec.Command(w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(dags, "dag.py"))
+	command := []string{w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(dags, "dag.py")}
+	if w.launcher != "" {
+		command = slices.Insert(command, 0, w.installed(w.launcher))
+	}
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = environ(home, append([]string{
 		"AIRFLOW__CORE__DAGS_FOLDER=" + dags, // Airflow 3 runs only what it finds there
 		"PYTHONPATH=" + settingsDir, "KUBECONFIG=" + kubeconfig, "NAMESPACE=" + w.jobs,
@@ -356,6 +373,7 @@ func (w *world) end(pod corev1.Pod) {
 type act struct {
 	Verb      string `json:"verb"`
 	ObjectRef struct {
+		Resource  string `json:"resource"`
 		Namespace string `json:"namespace"`
 		Name      string `json:"name"`
 	} `json:"objectRef"`

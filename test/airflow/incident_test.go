@@ -522,7 +522,10 @@ func TestWheel(t *testing.T) {
 	const use = `
 from airflow import plugins_manager
 plugins_manager.ensure_plugins_loaded()
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+try:
+    from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+except ImportError:  # an older provider
+    from airflow.providers.cncf.kubernetes.operators.kubernetes_pod import KubernetesPodOperator
 print("DECLARED", hasattr(KubernetesPodOperator._get_ti_pod_labels, "solepod"))
 `
 	for _, r := range rows(t) {

@@ -92,7 +92,7 @@ func Main(m interface{ Run() int }, plane **ControlPlane, o Options) int {
 
 // AnnotationEnd is the phase, Succeeded or Failed, in which the node lets a
 // running pod end. Pods without it run until they are deleted; those of Jobs
-// succeed at once.
+// succeed at once, unless they have the annotation test.solepod.io/hold.
 const AnnotationEnd = "test.solepod.io/end"
 
 //go:embed kwok.yaml

@@ -1,7 +1,8 @@
 """Run the task of a DAG as Airflow does, and print what became of it.
 
 run.py FILE: the DAG file. LOGICAL_DATE makes the run, and with it the run_id, that
-of another Airflow's. TRY is the number of the try. With KIND=mapped, the tasks run at once.
+of another Airflow's. TRY is the number of the try, and STORED the pod whose name an
+earlier try has stored. With KIND=mapped, the tasks run at once.
 """
 
 import inspect
@@ -40,6 +41,29 @@ def as_try(number):
             ti.try_number = number
         if session:
             session.commit()
+        return run(ti=ti, **arguments)
+
+    module._run_task = start
+
+
+def stored(pod):
+    """Store the name of a pod as the provider does from 10.20.0 on. dag.test removes
+    what an earlier try has stored."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow.providers.cncf.kubernetes.operators.pod import POD_IDENTIFIER_STATE_KEY
+
+    run, (namespace, name) = module._run_task, pod.split("/")
+
+    def start(ti, **arguments):
+        with create_session() as session:
+            of = session.query(DagRun).filter_by(dag_id=ti.dag_id, run_id=ti.run_id).one()
+            session.add(
+                TaskStateStoreModel(
+                    dag_run_id=of.id, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=-1,
+                    key=POD_IDENTIFIER_STATE_KEY, value=json.dumps({"name": name, "namespace": namespace}),
+                )
+            )
         return run(ti=ti, **arguments)
 
     module._run_task = start
@@ -87,6 +111,8 @@ if os.environ.get("KIND") == "mapped":
     at_once(20)
 if number := os.environ.get("TRY"):
     as_try(int(number))
+if pod := os.environ.get("STORED"):
+    stored(pod)
 arguments = inspect.signature(dag.test).parameters
 try:
     # Airflow 3 names a run after the time after which it may run.

@@ -165,3 +165,44 @@ def test_spark(load):
         pytest.skip("this provider has no labels for Spark")
     # Before 10.8.1, the labels of the task are not on the driver.
     assert hasattr(own.__func__, "solepod") == hasattr(spark, "_setup_spark_configuration")
+
+
+def matches(selector, labels):
+    for term in selector.split(","):
+        key, _, value = term.strip("!").replace("!=", "=").partition("=")
+        if term.startswith("!"):
+            matched = key not in labels
+        else:
+            matched = (labels.get(key) == value) != ("!=" in term)
+        if not matched:
+            return False
+    return True
+
+
+def test_spark_finds_its_own_driver(load, monkeypatch):
+    load()
+    spark = operators("spark_kubernetes")
+    if not hasattr(spark.SparkKubernetesOperator, "_setup_spark_configuration"):
+        pytest.skip("this provider does not find drivers by labels")
+    selectors, launched = [], {}
+
+    class Client:
+        def list_namespaced_pod(self, namespace, label_selector, **arguments):
+            selectors.append(label_selector)
+            return SimpleNamespace(items=[])
+
+    class Launcher:
+        pod_spec = None
+
+        def __init__(self, **arguments):
+            launched.update(arguments)
+
+    monkeypatch.setattr(spark, "CustomObjectLauncher", Launcher)
+    operator = spark.SparkKubernetesOperator(task_id="t", name="n", namespace="jobs", template_spec={"spark": {"spec": {}}})
+    operator.__dict__.update(client=Client(), custom_obj_api=None, get_or_create_spark_crd=lambda launcher, context: None)
+    operator._setup_spark_configuration(context())
+
+    driver = dict(launched["template_body"]["spark"]["spec"]["driver"]["labels"], **{"spark-role": "driver"})
+    assert driver[EVIDENCE] == "v1"
+    assert len(selectors) == 1 and matches(selectors[0], driver)
+    assert not matches(selectors[0], dict(driver, **{LABEL: "beta"}))

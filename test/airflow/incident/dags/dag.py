@@ -1,6 +1,7 @@
 """The task of the incident, as the environment variables want it."""
 
 import os
+import sys
 from datetime import datetime
 
 try:
@@ -15,6 +16,7 @@ except ImportError:  # Airflow 2
     from airflow.decorators import task
 
 KIND = os.environ.get("KIND", "plain")
+PODS = int(os.environ.get("PODS", "3"))  # of a Job
 TASK = "foo-bar-task-id"
 POD = {
     "name": "export-action-log",
@@ -25,10 +27,14 @@ POD = {
     "get_logs": False,
     "reattach_on_restart": os.environ.get("REATTACH", "True") == "True",
 }
+if (tracer := os.environ.get("TRACER")) and tracer not in sys.modules:
+    raise ImportError(tracer + " does not run")
+if KIND == "fixed":
+    POD["random_name_suffix"] = False
 
 
 with DAG(dag_id="foo-bar-dag-id", start_date=datetime(2023, 3, 1), schedule=None):
-    if KIND == "plain":
+    if KIND in ("plain", "fixed"):
         KubernetesPodOperator(task_id=TASK, **POD)
     elif KIND == "mapped":
         KubernetesPodOperator.partial(task_id=TASK, **POD).expand(cmds=[[f"{i}"] for i in range(20)])
@@ -41,9 +47,27 @@ with DAG(dag_id="foo-bar-dag-id", start_date=datetime(2023, 3, 1), schedule=None
             pass
 
         export()
+    elif KIND == "template":
+        KubernetesPodOperator(task_id=TASK, labels={"team": "{{ dag.dag_id }}"}, **POD)
+    elif KIND == "xcom":
+
+        @task
+        def labels():
+            return {"team": "foo-bar-dag-id"}
+
+        KubernetesPodOperator(task_id=TASK, labels=labels(), **POD)
+    elif KIND == "callable":
+
+        @task(task_id=TASK)
+        def run(**context):
+            KubernetesPodOperator(task_id="inner", **POD).execute(context)
+
+        run()
     elif KIND == "job":
         from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 
+        if os.environ.get("HOLD"):
+            POD["annotations"] = {"test.solepod.io/hold": "yes"}
         KubernetesJobOperator(
-            task_id=TASK, parallelism=3, completions=3, wait_until_job_complete=True, job_poll_interval=1, **POD
+            task_id=TASK, parallelism=PODS, completions=PODS, wait_until_job_complete=True, job_poll_interval=1, **POD
         )
