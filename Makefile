@@ -106,7 +106,7 @@ test-versions: ## Run the integration tests on each version of Kubernetes: VERSI
 	@test/controlplane/versions "$(VERSIONS)" $(PACKAGES)
 
 .PHONY: test-airflow
-test-airflow: controlplane ## Replay the incident with real Airflows, version by version (needs Python 3.11)
+test-airflow: controlplane ## Replay the incident with real Airflows, version by version (needs Python 3.11, and 3.10 for 5.2.2)
 	@for row in $(AIRFLOW); do echo "=== provider $$row"; "$$(test/airflow/environment $$row)" -m pytest -q -p no:cacheprovider test/airflow/plugin || exit 1; done
 	$(GO) test -tags airflow ./test/airflow -v -timeout 60m -rows "$(subst $(space),$(comma),$(AIRFLOW))"
 
