@@ -30,7 +30,7 @@ func TestDeclared(t *testing.T) {
 				launcher string
 				log      string // is in it
 			}{
-				"mapped":          {settings: []string{"KIND=mapped"}, pods: 20},
+				"mapped":          {settings: []string{"KIND=mapped", "MAPPED=4"}, pods: 4},
 				"decorated":       {settings: []string{"KIND=decorated"}},
 				"deferrable":      {settings: []string{"KIND=deferrable"}, since: "8.3.0"}, // the older dag.test cannot defer
 				"job":             {settings: []string{"KIND=job", "PODS=1", "HOLD=yes"}, since: "8.3.1"},

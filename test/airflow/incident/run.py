@@ -108,7 +108,7 @@ if bag.import_errors:
 (dag,) = bag.dags.values()
 date = datetime.fromisoformat(os.environ["LOGICAL_DATE"]).replace(tzinfo=timezone.utc)
 if os.environ.get("KIND") == "mapped":
-    at_once(20)
+    at_once(int(os.environ.get("MAPPED", "20")))
 if number := os.environ.get("TRY"):
     as_try(int(number))
 if pod := os.environ.get("STORED"):

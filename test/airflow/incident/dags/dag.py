@@ -16,6 +16,7 @@ except ImportError:  # Airflow 2
     from airflow.decorators import task
 
 KIND = os.environ.get("KIND", "plain")
+MAPPED = int(os.environ.get("MAPPED", "20"))
 PODS = int(os.environ.get("PODS", "3"))  # of a Job
 TASK = "foo-bar-task-id"
 POD = {
@@ -37,7 +38,7 @@ with DAG(dag_id="foo-bar-dag-id", start_date=datetime(2023, 3, 1), schedule=None
     if KIND in ("plain", "fixed"):
         KubernetesPodOperator(task_id=TASK, **POD)
     elif KIND == "mapped":
-        KubernetesPodOperator.partial(task_id=TASK, **POD).expand(cmds=[[f"{i}"] for i in range(20)])
+        KubernetesPodOperator.partial(task_id=TASK, **POD).expand(cmds=[[f"{i}"] for i in range(MAPPED)])
     elif KIND == "deferrable":
         KubernetesPodOperator(task_id=TASK, deferrable=True, poll_interval=1, **POD)
     elif KIND == "decorated":
