@@ -1,6 +1,7 @@
 package check
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -21,7 +22,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/declare"
+	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 // outcome is the status and the detail of each check, by its name.
@@ -191,9 +194,22 @@ func declares(pod *corev1.Pod, environment string) *corev1.Pod {
 	return pod
 }
 
+// createdBy is a claim of a pod that a user has created.
+func createdBy(name, namespace, user string) *coordinationv1.Lease {
+	id := taskpod.Identity{Namespace: namespace, DAG: "d", Task: "t", RunLabel: "run_id", Run: name}
+	lease := claimOf(claim.Name(id), "solepod-system", "", now)
+	lease.Labels = map[string]string{"solepod.io/claim": "v1", "solepod.io/namespace": namespace, "dag_id": "d", "task_id": "t", "run_id": name}
+	lease.Annotations["solepod.io/holders"] = fmt.Sprintf(`[{"pod":"x","requester":%q,"claimedAt":%q}]`, user, now.Format(time.RFC3339))
+	return lease
+}
+
+func account(namespace, name string, labels map[string]string) *corev1.ServiceAccount {
+	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels}}
+}
+
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "labels", "requesters", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -201,7 +217,7 @@ func all(text string, others map[string]string) map[string]string {
 
 // forbiddenScan is what fails if the cluster cannot be scanned.
 func forbiddenScan(others map[string]string) map[string]string {
-	for _, name := range []string{"undeclared", "names", "claims"} {
+	for _, name := range []string{"requesters", "undeclared", "names", "claims"} {
 		others[name] = "failed: forbidden"
 	}
 	return others
@@ -692,6 +708,24 @@ func faults() map[string]faultCase {
 		"pods of no environment": {
 			inject: []fault{add(taskPod("airflow-other", "one"), taskPod("airflow-other", "two"))},
 			want:   map[string]string{"undeclared": "warning: 2 task pods in namespace airflow-other"},
+		},
+		"an environment that is guessed": {
+			inject: []fault{add(createdBy("claim-x", "airflow-alpha", "system:serviceaccount:default:airflow"))},
+			want:   map[string]string{"requesters": "warning: system:serviceaccount:default:airflow has no environment and creates task pods in namespace airflow-alpha: the environment alpha is a guess"},
+		},
+		"a user that is no ServiceAccount": {
+			inject: []fault{add(createdBy("claim-x", "airflow-alpha", "jane"))},
+		},
+		"a namespace without an environment": {
+			inject: []fault{add(createdBy("claim-x", "airflow-other", "system:serviceaccount:default:airflow"))},
+		},
+		"a release in two environments": {
+			inject: []fault{add(
+				account("airflow-alpha", "worker", map[string]string{"release": "airflow"}),
+				account("airflow-alpha", "triggerer", map[string]string{"release": "airflow", "airflow-environment": "beta"}),
+				account("airflow-alpha", "other", map[string]string{"release": "other", "airflow-environment": "beta"}),
+			)},
+			want: map[string]string{"requesters": "warning: the release airflow in namespace airflow-alpha belongs to several environments: ServiceAccount worker to alpha, ServiceAccount triggerer to beta"},
 		},
 		"a fixed name in a shared namespace": {
 			inject: []fault{add(

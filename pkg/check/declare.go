@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/declare"
-	"github.com/solepod/solepod/pkg/environment"
 	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/taskpod"
 )
@@ -79,13 +77,7 @@ func (i *Installation) declared(ctx context.Context, object *corev1.Pod, setting
 	if _, task := object.Labels[taskpod.LabelOperator]; task || object.Labels[taskpod.LabelDeclare] == declare.Disabled || !pod.RunsAirflow() {
 		return "", "", nil
 	}
-	resolver := environment.Resolver{
-		Label: settings.EnvironmentLabel, Environments: settings.Environments, Objects: metadata.Reader{Cache: i.Client, Live: i.Client},
-	}
-	own, err := resolver.Identify(ctx, authenticationv1.UserInfo{
-		Username: serviceaccount.MakeUsername(object.Namespace, cmp.Or(object.Spec.ServiceAccountName, "default")),
-		Groups:   serviceaccount.MakeGroupNames(object.Namespace),
-	})
+	own, err := i.identify(ctx, settings, serviceaccount.MakeUsername(object.Namespace, cmp.Or(object.Spec.ServiceAccountName, "default")))
 	if err != nil {
 		return "", "", err
 	}

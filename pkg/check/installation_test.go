@@ -432,7 +432,7 @@ func (c *cluster) admit(pod *corev1.Pod) error {
 			}
 		case "/guard":
 			decision := policy.Decide(policy.Submission{
-				Pod: taskpod.FromMeta(pod, ""), Requester: policy.Requester{Username: "jane", Environment: environment}, Now: c.now,
+				Pod: taskpod.FromMeta(pod, ""), Requester: policy.Requester{Username: "jane", Environment: environment, Guessed: true}, Now: c.now,
 			}, nil, settings.Policy())
 			if !decision.Allowed && settings.Enforcement == config.EnforcementDeny {
 				return webhookerrors.ToStatusErr(name, &metav1.Status{Code: decision.Code, Reason: metav1.StatusReasonForbidden, Message: decision.PublicMessage})

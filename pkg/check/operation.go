@@ -198,8 +198,9 @@ func fixedNames(s scan) finding {
 }
 
 // probe creates a task pod as a dry run in a guarded namespace with the environment
-// label, key. It returns the environment of the namespace.
-func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev1.Pod, environment string, err error) {
+// label, key. It returns the environment of the namespace. empty gives the pod an empty
+// environment label, which is wrong for every requester.
+func (i *Installation) probe(ctx context.Context, key string, empty bool) (pod *corev1.Pod, environment string, err error) {
 	var list corev1.NamespaceList
 	if err := i.Client.List(ctx, &list, client.HasLabels{key}); err != nil {
 		return nil, "", err
@@ -239,8 +240,8 @@ func (i *Installation) probe(ctx context.Context, key, label string) (pod *corev
 			}},
 		},
 	}
-	if label != "" {
-		pod.Labels[key] = label
+	if empty {
+		pod.Labels[key] = ""
 	}
 	return pod, namespace.Labels[key], i.Client.Create(ctx, pod, client.DryRunAll)
 }
@@ -252,7 +253,7 @@ func (i *Installation) stamp(ctx context.Context, settings config.Configuration)
 	if injection == config.InjectionOff {
 		return skipped("injection is Off"), nil
 	}
-	pod, environment, err := i.probe(ctx, settings.EnvironmentLabel, "")
+	pod, environment, err := i.probe(ctx, settings.EnvironmentLabel, false)
 	switch {
 	case pod == nil && err == nil:
 		return skipped(noNamespace), nil
@@ -273,7 +274,7 @@ func (i *Installation) guard(ctx context.Context, settings config.Configuration)
 	if enforcement := settings.Enforcement; enforcement != config.EnforcementDeny {
 		return skipped("enforcement is %s", enforcement), nil
 	}
-	pod, _, err := i.probe(ctx, settings.EnvironmentLabel, "solepod-check")
+	pod, _, err := i.probe(ctx, settings.EnvironmentLabel, true)
 	switch {
 	case pod == nil && err == nil:
 		return skipped(noNamespace), nil

@@ -42,6 +42,7 @@ package claim
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -100,12 +101,27 @@ type Holder struct {
 	Environment string `json:"environment,omitempty"`
 	Declared    bool   `json:"declared,omitempty"`
 	Try         string `json:"try,omitempty"`
+	// Requester is the user that created the pod, shortened by [requesterOf]. It is ""
+	// for pods that the Reconciler has found.
+	Requester string `json:"requester,omitempty"`
 	// Family is true for a family placeholder: a holder for all mapped pods of a task
 	// in one environment. Such a holder has no name.
 	Family bool `json:"mark,omitempty"`
 	// ClaimedAt is the time of the admission by the clock of the replica.
 	ClaimedAt metav1.Time `json:"claimedAt"`
 }
+
+// requesterOf returns a user name, or a hash of a very long one: 64 names must fit into
+// a claim.
+func requesterOf(username string) string {
+	if len(username) <= maxRequester {
+		return username
+	}
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(username)))
+}
+
+// maxRequester is the maximum length of the user name of a ServiceAccount.
+const maxRequester = len("system:serviceaccount:") + 63 + len(":") + 253
 
 func holderOf(p taskpod.Pod, environmentLabel string, at time.Time) Holder {
 	return Holder{
@@ -118,11 +134,12 @@ func holderOf(p taskpod.Pod, environmentLabel string, at time.Time) Holder {
 
 // placeholderOf returns the family placeholder for a mapped pod.
 func placeholderOf(h Holder) Holder {
-	return Holder{Family: true, Environment: h.Environment, Declared: h.Declared, ClaimedAt: h.ClaimedAt}
+	return Holder{Family: true, Environment: h.Environment, Declared: h.Declared, Requester: h.Requester, ClaimedAt: h.ClaimedAt}
 }
 
-func (h Holder) sameEnvironment(o Holder) bool {
-	return h.Environment == o.Environment && h.Declared == o.Declared
+// sameFamily reports whether one placeholder represents the pods of both.
+func (h Holder) sameFamily(o Holder) bool {
+	return h.Environment == o.Environment && h.Declared == o.Declared && h.Requester == o.Requester
 }
 
 // inFlight reports whether the pod of the holder can still be created.
@@ -199,7 +216,7 @@ func read(lease *coordinationv1.Lease, now time.Time) (holders []Holder, ok bool
 func (h Holder) invalid() bool {
 	year := h.ClaimedAt.UTC().Year()
 	return h.Pod != "" && len(validation.IsDNS1123Subdomain(h.Pod)) > 0 ||
-		len(validation.IsValidLabelValue(h.Environment))+len(validation.IsValidLabelValue(h.Try)) > 0 ||
+		len(validation.IsValidLabelValue(h.Environment))+len(validation.IsValidLabelValue(h.Try)) > 0 || len(h.Requester) > maxRequester ||
 		year < 0 || year > 9999
 }
 
@@ -247,6 +264,14 @@ type observation struct {
 	found *taskpod.Pod
 	// gone is true if the pod itself has existed and was deleted.
 	gone bool
+	// creator is the requester of the holder, with the environment that it has now.
+	creator policy.Requester
+}
+
+// renamed reports whether the environment of the requester has another name than when
+// it created the pod. Its claim then proves that it may still delete the pod.
+func (s observation) renamed() bool {
+	return !s.Declared && s.creator.Environment != "" && s.creator.Environment != s.Environment
 }
 
 // itself reports whether the found pod is the pod of the holder, by UID.
@@ -255,7 +280,7 @@ func (s observation) itself() bool { return s.found != nil && s.found.UID == s.U
 // holds reports whether the holder still counts.
 func (s observation) holds(now time.Time) bool {
 	if s.itself() {
-		return !s.found.Checked()
+		return !s.found.Checked() || s.renamed()
 	}
 	return !s.gone && s.inFlight(now)
 }
@@ -281,21 +306,25 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 	)
 	for _, x := range seen {
 		if x.found != nil {
-			existing = append(existing, policy.Existing{Pod: *x.found})
+			pod := policy.Existing{Pod: *x.found}
+			if x.itself() {
+				pod.Creator = x.creator
+			}
+			existing = append(existing, pod)
 			if !x.itself() && !x.found.Checked() && !holdsUID(seen, x.found.UID) {
 				holders = append(holders, holderOf(*x.found, s.EnvironmentLabel, x.found.Created))
 			}
 		}
 		switch {
 		case x.Family && mine.Family: // mapped pods do not collide with mapped pods
-			if x.sameEnvironment(mine) {
+			if x.sameFamily(mine) {
 				covered = covered || n.Now.Before(x.ClaimedAt.Add(placeholderRenewal))
 				continue
 			}
 		case x.UID != "" && x.UID == mine.UID:
 			continue // written by an attempt that got no response
 		case x.holds(n.Now) && !x.itself():
-			existing = append(existing, policy.Existing{Pod: x.assumed(id, s.EnvironmentLabel), InFlight: true})
+			existing = append(existing, policy.Existing{Pod: x.assumed(id, s.EnvironmentLabel), InFlight: true, Creator: x.creator})
 		}
 		if x.holds(n.Now) {
 			holders = append(holders, x.Holder)
@@ -305,7 +334,17 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 	if !decision.Allowed || covered {
 		return decision, nil
 	}
-	return decision, append(holders, mine)
+	return decision, fit(append(holders, mine), seen)
+}
+
+// fit drops holders of checked pods if there are too many holders.
+func fit(holders []Holder, seen []observation) []Holder {
+	for _, x := range seen {
+		if len(holders) > maxHolders && x.itself() && x.found.Checked() {
+			holders = slices.DeleteFunc(holders, func(h Holder) bool { return h.UID == x.UID })
+		}
+	}
+	return holders
 }
 
 func holdsUID(seen []observation, uid types.UID) bool {

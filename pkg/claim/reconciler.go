@@ -46,7 +46,9 @@ type Reconciler struct {
 	Settings  policy.Settings
 	// Deleted reports whether the watch has reported the end of a pod.
 	Deleted func(types.UID) bool
-	Now     func() time.Time
+	// Identify is that of Claimer.
+	Identify func(ctx context.Context, username string) string
+	Now      func() time.Time
 	// Metrics may be nil.
 	Metrics *Metrics
 }
@@ -153,6 +155,9 @@ func (r *Reconciler) observe(ctx context.Context, id taskpod.Identity, holders [
 			if x, err = lookUpPod(ctx, r.API, id, h, ended); err != nil {
 				return nil, err
 			}
+		}
+		if x.itself() && x.found.Checked() && !h.Declared {
+			x.creator = creatorOf(ctx, r.Identify, h)
 		}
 		seen = append(seen, x)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -37,6 +38,9 @@ type Claimer struct {
 	// Patience is how long Take waits for a conflicting pod in flight to be created,
 	// or to be deleted again, before it denies.
 	Patience time.Duration
+	// Identify returns the environment that a user has now, "" if it is not known. It
+	// may be nil.
+	Identify func(ctx context.Context, username string) string
 	// Metrics may be nil.
 	Metrics *Metrics
 
@@ -57,6 +61,8 @@ func (c *Claimer) Take(ctx context.Context, n policy.Submission, dryRun bool) (d
 		return policy.Decision{Allowed: true}, nil
 	}
 	mine := holderOf(n.Pod, c.Settings.EnvironmentLabel, n.Now)
+	mine.Requester = requesterOf(n.Requester.Username)
+	n.Requester.Username = mine.Requester // comparable with those of holders
 	if !id.Mapped {
 		return c.take(ctx, id, n, mine, dryRun)
 	}
@@ -185,9 +191,44 @@ func (c *Claimer) observe(ctx context.Context, id taskpod.Identity, holders []Ho
 		if err != nil {
 			return nil, err
 		}
+		x.creator = creatorOf(ctx, c.Identify, h)
 		seen = append(seen, x)
 	}
 	return seen, nil
+}
+
+// creatorOf returns the requester of a holder, with the environment that it has now.
+func creatorOf(ctx context.Context, identify func(context.Context, string) string, h Holder) policy.Requester {
+	r := policy.Requester{Username: h.Requester}
+	if h.Requester != "" && identify != nil {
+		r.Environment = identify(ctx, h.Requester)
+	}
+	return r
+}
+
+// Creator returns the requester that created a pod, as its claim has it: asking, if it
+// was that one. It is zero if the claim does not have it.
+func (c *Claimer) Creator(ctx context.Context, pod taskpod.Pod, asking policy.Requester) (policy.Requester, error) {
+	id, ok := pod.Identity()
+	if !ok {
+		return policy.Requester{}, nil
+	}
+	var lease coordinationv1.Lease
+	lease.Namespace, lease.Name = c.Namespace, Name(id)
+	if err := c.API.Get(ctx, client.ObjectKeyFromObject(&lease), &lease); apierrors.IsNotFound(err) {
+		return policy.Requester{}, nil
+	} else if err != nil {
+		return policy.Requester{}, wrap("reading", &lease, err)
+	}
+	holders, ok := read(&lease, time.Time{})
+	n := slices.IndexFunc(holders, func(h Holder) bool { return h.UID == pod.UID })
+	switch {
+	case !ok || n < 0 || holders[n].Requester == "":
+		return policy.Requester{}, nil
+	case holders[n].Requester == requesterOf(asking.Username):
+		return asking, nil
+	}
+	return creatorOf(ctx, c.Identify, holders[n]), nil
 }
 
 // lookUpPod reads the pod with the name of a holder. A pod of another task counts

@@ -66,7 +66,9 @@ type Environment struct {
 	Name string `json:"name"`
 
 	// Users are the names of users that belong to the environment, for example of an
-	// Airflow outside the cluster. They take precedence over labels.
+	// Airflow outside the cluster. They take precedence over labels. One * at the end
+	// of a name stands for any text, for user names that end in a session:
+	// arn:aws:sts::123456789012:assumed-role/airflow/*
 	Users []string `json:"users,omitempty"`
 
 	// Groups are groups of users that belong to the environment.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -66,7 +67,14 @@ func (c *Configuration) validateEnvironments() field.ErrorList {
 			errs = append(errs, field.Invalid(path.Child("name"), e.Name, problem))
 		}
 		for j, user := range e.Users {
-			unique(path.Child("users").Index(j), "user", user)
+			at := path.Child("users").Index(j)
+			unique(at, "user", user)
+			errs = append(errs, validateUser(at, user)...)
+			for k, other := range c.Environments[:i] {
+				if n := slices.IndexFunc(other.Users, func(o string) bool { return o != user && overlap(o, user) }); n >= 0 {
+					errs = append(errs, field.Invalid(at, user, fmt.Sprintf("matches users that environments[%d].users[%d], %q, also matches; let the users of two environments differ", k, n, other.Users[n])))
+				}
+			}
 		}
 		for j, group := range e.Groups {
 			unique(path.Child("groups").Index(j), "group", group)
@@ -80,6 +88,30 @@ func (c *Configuration) validateEnvironments() field.ErrorList {
 		}
 	}
 	return errs
+}
+
+// validateUser checks the * of a user name.
+func validateUser(at *field.Path, user string) field.ErrorList {
+	switch n := strings.Index(user, "*"); {
+	case n < 0 || n == len(user)-1 && n > 0:
+		return nil
+	case user == "*":
+		return field.ErrorList{field.Invalid(at, user, "matches all users; put the start of the names before the *")}
+	}
+	return field.ErrorList{field.Invalid(at, user, "may have one * only, at the end")}
+}
+
+// MatchesUser reports whether a user name matches one of [Environment.Users].
+func MatchesUser(pattern, username string) bool {
+	if prefix, cut := strings.CutSuffix(pattern, "*"); cut {
+		return strings.HasPrefix(username, prefix)
+	}
+	return pattern == username
+}
+
+// overlap reports whether a user name can match both patterns.
+func overlap(a, b string) bool {
+	return MatchesUser(a, strings.TrimSuffix(b, "*")) || MatchesUser(b, strings.TrimSuffix(a, "*"))
 }
 
 func oneOf[T ~string](name string, value T, valid ...T) field.ErrorList {

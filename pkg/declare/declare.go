@@ -43,12 +43,14 @@ const (
 // file is a file of the volume. Its content is the value of an annotation.
 type file struct{ name, annotation string }
 
-// files are the files of the volume. A plugins folder needs the first one only. In
+// files returns the files of the volume. A plugins folder needs the first one only. In
 // the configuration folder, Airflow finds plugins by their entry points.
-var files = []file{
-	{"solepod_declare.py", Annotation},
-	{distribution + "METADATA", "solepod.io/declare.metadata"},
-	{distribution + "entry_points.txt", "solepod.io/declare.entry-points"},
+func files() []file {
+	return []file{
+		{"solepod_declare.py", Annotation},
+		{distribution + "METADATA", "solepod.io/declare.metadata"},
+		{distribution + "entry_points.txt", "solepod.io/declare.entry-points"},
+	}
 }
 
 func (f file) fieldPath() string { return "metadata.annotations['" + f.annotation + "']" }
@@ -76,7 +78,7 @@ type Injection struct {
 // volumeOf returns the volume with the first count files.
 func volumeOf(count int) *corev1.Volume {
 	source := &corev1.DownwardAPIVolumeSource{}
-	for _, f := range files[:count] {
+	for _, f := range files()[:count] {
 		source.Items = append(source.Items, corev1.DownwardAPIVolumeFile{Path: f.name, FieldRef: &corev1.ObjectFieldSelector{FieldPath: f.fieldPath()}})
 	}
 	return &corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{DownwardAPI: source}}
@@ -158,7 +160,7 @@ func Plan(pod Pod, environmentLabel, environment string) (injection *Injection, 
 			problems = append(problems, fmt.Sprintf("container %s: %s", c.Name, problem))
 			continue
 		}
-		for _, f := range files[:count] {
+		for _, f := range files()[:count] {
 			injection.Mounts[i] = append(injection.Mounts[i], corev1.VolumeMount{
 				Name: volume, MountPath: path.Join(folder, f.name), SubPath: f.name, ReadOnly: true,
 			})
@@ -168,7 +170,7 @@ func Plan(pod Pod, environmentLabel, environment string) (injection *Injection, 
 	if uses && foreign != "" {
 		return nil, append(problems, foreign)
 	}
-	for _, f := range files[:needs] {
+	for _, f := range files()[:needs] {
 		if content := f.content(environmentLabel, environment); pod.Metadata.Annotations[f.annotation] != content {
 			injection.Annotations[f.annotation] = content
 		}
@@ -195,11 +197,11 @@ func (p Pod) files() (count int, foreign string) {
 			continue
 		}
 		count = len(v.DownwardAPI.Items)
-		if count == 0 || count > len(files) {
+		if count == 0 || count > len(files()) {
 			return 0, "the pod has another volume " + volume
 		}
 		for i, item := range v.DownwardAPI.Items {
-			if item.Path != files[i].name || item.FieldRef.FieldPath != files[i].fieldPath() {
+			if item.Path != files()[i].name || item.FieldRef.FieldPath != files()[i].fieldPath() {
 				return 0, "the pod has another volume " + volume
 			}
 		}
@@ -235,7 +237,7 @@ func (c container) mounts(volume string) bool {
 
 // hasFile reports whether the user has mounted the file.
 func (c container) hasFile() bool {
-	return slices.ContainsFunc(c.VolumeMounts, func(m mount) bool { return path.Base(m.MountPath) == files[0].name })
+	return slices.ContainsFunc(c.VolumeMounts, func(m mount) bool { return path.Base(m.MountPath) == files()[0].name })
 }
 
 // runsAirflow reports whether a container runs a component of Airflow. No single
@@ -298,10 +300,10 @@ func (c container) folder(chosen string) (folder string, count int, problem stri
 	// Airflow appends this folder to sys.path, all versions.
 	if home, _ := c.home(); path.IsAbs(home) {
 		if config := path.Join(home, "config"); c.mountedOn(config) == "" && !strings.Contains(config, ":") {
-			return config, len(files), ""
+			return config, len(files()), ""
 		}
 	}
-	return "", 0, fmt.Sprintf("volume %s is mounted on the plugins folder %s; put %s into it, or into the image", inside, plugins, files[0].name)
+	return "", 0, fmt.Sprintf("volume %s is mounted on the plugins folder %s; put %s into it, or into the image", inside, plugins, files()[0].name)
 }
 
 // mountedOn returns the volume that is mounted on a folder or a parent of it, or

@@ -1,10 +1,12 @@
 // Package environment resolves requesters to environments. The first of these that
 // names an environment decides: the configuration, the label of the requesting
-// ServiceAccount, the label of its namespace, the label of the namespace of the pod.
+// ServiceAccount, the label of its namespace. The label of the namespace of a pod is
+// a guess, for requesters of which nothing else is known.
 package environment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/policy"
 )
 
 // Resolver resolves requesters to environments.
@@ -29,57 +32,75 @@ type Resolver struct {
 	Objects metadata.Reader
 }
 
+// AmbiguousError is the error of a user that the configuration assigns to several
+// environments, for example by two groups.
+type AmbiguousError struct {
+	Username     string
+	Environments []string
+}
+
+func (e *AmbiguousError) Error() string {
+	return fmt.Sprintf("the configuration assigns user %q to several environments: %s; let its users, groups and serviceAccounts name one",
+		e.Username, strings.Join(e.Environments, ", "))
+}
+
 // Identify returns the environment of a user: from the configuration, the label of
 // the ServiceAccount (two releases of Airflow often share a namespace), or the label
-// of its namespace. It returns "" if there is none. It fails if the configuration
-// assigns the user to several environments, or a read fails. Objects that do not
-// exist have no environment.
+// of its namespace. It returns "" if there is none. It returns an [AmbiguousError] if
+// the configuration assigns the user to several environments, or the error of a read.
+// Objects that do not exist have no environment.
 func (r Resolver) Identify(ctx context.Context, user authenticationv1.UserInfo) (string, error) {
-	env, err := r.configured(user)
-	if env != "" || err != nil {
-		return env, err
+	switch names := r.configured(user); len(names) {
+	case 0:
+	case 1:
+		return names[0], nil
+	default:
+		return "", &AmbiguousError{Username: user.Username, Environments: names}
 	}
 	namespace, name, err := serviceaccount.SplitUsername(user.Username)
 	if err != nil {
 		return "", nil //nolint:nilerr // it is no ServiceAccount
 	}
-	if env, err = r.labelOf(ctx, "ServiceAccount", types.NamespacedName{Namespace: namespace, Name: name}); env != "" || err != nil {
+	if env, err := r.labelOf(ctx, "ServiceAccount", types.NamespacedName{Namespace: namespace, Name: name}); env != "" || err != nil {
 		return env, err
 	}
 	return r.labelOf(ctx, "Namespace", types.NamespacedName{Name: namespace})
 }
 
-// Resolve returns the environment of a user that creates a pod in podNamespace: the
-// user's own or, if there is none, that of the label of podNamespace.
-func (r Resolver) Resolve(ctx context.Context, user authenticationv1.UserInfo, podNamespace string) (string, error) {
+// Resolve returns the requester that a user is. If it has no environment of its own,
+// the label of podNamespace is a guess; podNamespace is "" for no guess.
+func (r Resolver) Resolve(ctx context.Context, user authenticationv1.UserInfo, podNamespace string) (policy.Requester, error) {
+	requester := policy.Requester{Username: user.Username}
 	env, err := r.Identify(ctx, user)
-	if env != "" || err != nil {
-		return env, err
+	var ambiguous *AmbiguousError
+	switch {
+	case errors.As(err, &ambiguous):
+		requester.Ambiguous = ambiguous.Environments
+		return requester, nil
+	case err != nil || env != "" || podNamespace == "":
+		requester.Environment = env
+		return requester, err
 	}
-	return r.labelOf(ctx, "Namespace", types.NamespacedName{Name: podNamespace})
+	requester.Environment, err = r.labelOf(ctx, "Namespace", types.NamespacedName{Name: podNamespace})
+	requester.Guessed = requester.Environment != ""
+	return requester, err
 }
 
-// configured returns the one environment whose configuration names the user.
-func (r Resolver) configured(user authenticationv1.UserInfo) (string, error) {
+// configured returns the environments whose configuration names the user.
+func (r Resolver) configured(user authenticationv1.UserInfo) []string {
 	var names []string
 	for _, e := range r.Environments {
+		named := func(pattern string) bool { return config.MatchesUser(pattern, user.Username) }
 		account := func(account string) bool {
 			namespace, name, _ := strings.Cut(account, "/")
 			return serviceaccount.MatchesUsername(namespace, name, user.Username)
 		}
 		group := func(group string) bool { return slices.Contains(user.Groups, group) }
-		if slices.Contains(e.Users, user.Username) || slices.ContainsFunc(e.Groups, group) || slices.ContainsFunc(e.ServiceAccounts, account) {
+		if slices.ContainsFunc(e.Users, named) || slices.ContainsFunc(e.Groups, group) || slices.ContainsFunc(e.ServiceAccounts, account) {
 			names = append(names, e.Name)
 		}
 	}
-	switch len(names) {
-	case 0:
-		return "", nil
-	case 1:
-		return names[0], nil
-	}
-	return "", fmt.Errorf("the configuration assigns user %q to several environments: %s; let its users, groups and serviceAccounts name one",
-		user.Username, strings.Join(names, ", "))
+	return names
 }
 
 func (r Resolver) labelOf(ctx context.Context, kind string, key types.NamespacedName) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/metadata"
+	"github.com/solepod/solepod/pkg/policy"
 )
 
 // objects reads "kind namespace/name environment" lines; "-" is no label.
@@ -58,23 +60,31 @@ func TestResolve(t *testing.T) {
 		"then its namespace": {airflow,
 			[]string{"ServiceAccount airflow/scheduler -", "Namespace airflow beta", "Namespace jobs gamma"}, nil, "beta"},
 		"then the pod's namespace": {airflow,
-			[]string{"ServiceAccount airflow/scheduler -", "Namespace airflow -", "Namespace jobs gamma"}, nil, "gamma"},
+			[]string{"ServiceAccount airflow/scheduler -", "Namespace airflow -", "Namespace jobs gamma"}, nil, "guess:gamma"},
 		"an empty label names nothing": {airflow,
-			[]string{"ServiceAccount airflow/scheduler ''", "Namespace airflow ''", "Namespace jobs gamma"}, nil, "gamma"},
+			[]string{"ServiceAccount airflow/scheduler ''", "Namespace airflow ''", "Namespace jobs gamma"}, nil, "guess:gamma"},
 		"none":                             {airflow, []string{"ServiceAccount airflow/scheduler -", "Namespace airflow -", "Namespace jobs -"}, nil, ""},
 		"all have vanished":                {airflow, nil, nil, ""},
 		"not cached yet":                   {airflow, nil, []string{"ServiceAccount airflow/scheduler -", "Namespace airflow alpha"}, "alpha"},
-		"a user has the pod's namespace's": {"jane", []string{"Namespace jobs gamma"}, nil, "gamma"},
+		"a user has the pod's namespace's": {"jane", []string{"Namespace jobs gamma"}, nil, "guess:gamma"},
 		"a ServiceAccount in the wrong form": {"system:serviceaccount:airflow",
-			[]string{"Namespace airflow alpha", "Namespace jobs gamma"}, nil, "gamma"},
-		"nobody": {"", []string{"Namespace jobs gamma"}, nil, "gamma"},
+			[]string{"Namespace airflow alpha", "Namespace jobs gamma"}, nil, "guess:gamma"},
+		"nobody": {"", []string{"Namespace jobs gamma"}, nil, "guess:gamma"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := Resolver{Label: "env", Objects: metadata.Reader{Cache: reader(t, tc.cached...), Live: reader(t, tc.live...)}}
-			got, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: tc.username}, "jobs")
-			if err != nil || got != tc.want {
-				t.Errorf("%q, %v; want %q", got, err, tc.want)
+			requester, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: tc.username}, "jobs")
+			got := requester.Environment
+			if requester.Guessed {
+				got = "guess:" + got
+			}
+			if err != nil || got != tc.want || requester.Username != tc.username {
+				t.Errorf("%+v, %v; want %q", requester, err, tc.want)
+			}
+			own, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: tc.username}, "")
+			if guess := strings.HasPrefix(tc.want, "guess:"); err != nil || own.Guessed || (own.Environment == "") != (guess || tc.want == "") {
+				t.Errorf("without the pod's namespace %+v, %v", own, err)
 			}
 		})
 	}
@@ -99,6 +109,7 @@ func TestIdentify(t *testing.T) {
 	environments := []config.Environment{
 		{Name: "outside", Users: []string{"airflow@example.com"}, Groups: []string{"airflow-admins"}},
 		{Name: "inside", ServiceAccounts: []string{"airflow/worker"}, Groups: []string{"data"}},
+		{Name: "assumed", Users: []string{"arn:aws:sts::1:assumed-role/airflow/*"}},
 	}
 	for name, tc := range map[string]struct {
 		user    authenticationv1.UserInfo
@@ -106,6 +117,9 @@ func TestIdentify(t *testing.T) {
 		problem string
 	}{
 		"by user":           {authenticationv1.UserInfo{Username: "airflow@example.com"}, "outside", ""},
+		"by session":        {authenticationv1.UserInfo{Username: "arn:aws:sts::1:assumed-role/airflow/1700000000"}, "assumed", ""},
+		"by no session":     {authenticationv1.UserInfo{Username: "arn:aws:sts::1:assumed-role/airflow/"}, "assumed", ""},
+		"by another role":   {authenticationv1.UserInfo{Username: "arn:aws:sts::1:assumed-role/airflow2/1700000000"}, "", ""},
 		"by group":          {authenticationv1.UserInfo{Username: "jane", Groups: []string{"x", "data"}}, "inside", ""},
 		"by ServiceAccount": {authenticationv1.UserInfo{Username: "system:serviceaccount:airflow:worker"}, "inside", ""},
 		"the configuration goes before labels": {authenticationv1.UserInfo{
@@ -128,5 +142,16 @@ func TestIdentify(t *testing.T) {
 				t.Errorf("%q, %q; want %q, %q", got, problem, tc.want, tc.problem)
 			}
 		})
+	}
+}
+
+// A user in two environments has both, and is not an error.
+func TestAmbiguous(t *testing.T) {
+	r := Resolver{Label: "env", Environments: []config.Environment{{Name: "alpha", Groups: []string{"a"}}, {Name: "beta", Groups: []string{"b"}}},
+		Objects: metadata.Reader{Cache: reader(t, "Namespace jobs gamma"), Live: reader(t)}}
+	got, err := r.Resolve(t.Context(), authenticationv1.UserInfo{Username: "jane", Groups: []string{"b", "a"}}, "jobs")
+	want := policy.Requester{Username: "jane", Ambiguous: []string{"alpha", "beta"}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
 	}
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"time"
 
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -20,8 +21,9 @@ const (
 type Access struct {
 	Operation Operation
 	Requester Requester
-	// Pod is the pod before the request.
-	Pod taskpod.Pod
+	// Pod is the pod before the request, and Creator created it, if that is known.
+	Pod     taskpod.Pod
+	Creator Requester
 	// Updated is the pod after an UPDATE, and unused for other operations.
 	Updated taskpod.Pod
 	// Now is the time that ages in messages refer to.
@@ -36,14 +38,14 @@ func BecomesTaskPod(before, after taskpod.Pod) bool {
 
 // DecideAccess decides on a request for an existing task pod. It admits all
 // requests of requesters without an environment, such as kubelets, controllers
-// and administrators.
+// and administrators, and those of the Airflow that created the pod.
 func DecideAccess(a Access, s Settings) Decision {
 	key := s.EnvironmentLabel
-	from, to := a.Requester.Environment, a.Pod.Environment(key)
+	from, to := a.Requester.environments(), a.Pod.Environment(key)
 	switch {
-	case from == "" || !a.Pod.IsTask():
+	case len(from) == 0 || !a.Pod.IsTask():
 		return Decision{Allowed: true}
-	case to != "" && from != to:
+	case to != "" && !slices.Contains(from, to) && !a.Requester.sameAirflow(a.Creator):
 		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s), discreetForeign(s))
 	}
 	if a.Operation == operationUpdate {

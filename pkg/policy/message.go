@@ -24,8 +24,13 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		cure = "Pause the DAG in one of the two environments, or " + howToSeparate
 	case DuplicateTry:
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
-		if n.Pod.Environment(s.EnvironmentLabel) == "" {
+		switch {
+		case n.Pod.Environment(s.EnvironmentLabel) == "":
 			cure += fmt.Sprintf("; if it belongs to another Airflow, label the namespace of each Airflow with %s", s.EnvironmentLabel)
+		case n.Requester.Guessed && !n.Pod.Declares(s.EnvironmentLabel):
+			// It may belong to another Airflow that asks through the same user.
+			cure = fmt.Sprintf("Wait until that pod has ended. If it belongs to another Airflow, label the namespace of each Airflow with its own %s and with %s=enabled, and restart Airflow",
+				s.EnvironmentLabel, taskpod.LabelDeclare)
 		}
 	case InFlight:
 		cure = tryAgain
@@ -88,12 +93,21 @@ const askOperators = "Ask the cluster administrators: the log of solepod names t
 func aloneMessage(reason Reason, n Submission, s Settings) string {
 	key, env := s.EnvironmentLabel, safe(n.Requester.Environment)
 	var what, cure string
-	switch reason {
-	case EnvironmentMismatch:
+	switch {
+	case reason == EnvironmentAmbiguous:
+		what = "the configuration of solepod assigns the requester to several environments"
+		cure = "Let users, groups and serviceAccounts of the configuration assign it to one environment"
+	case reason == EnvironmentMismatch && n.Requester.Guessed:
+		what = fmt.Sprintf("the label %s of the pod is empty", key)
+		cure = "Remove that label, or set it to the environment of the Airflow"
+	case reason == EnvironmentMismatch:
 		carried := cmp.Or(safe(n.Pod.Environment(key)), "(empty)")
 		what = fmt.Sprintf("the pod carries the label %s=%s but its requester belongs to environment %s", key, carried, env)
 		cure = fmt.Sprintf("Set %s to %s in the labels of the operator, or correct the label %s on the ServiceAccount or namespace of the requester and restart Airflow", key, env, key)
-	case EnvironmentNotDeclared:
+	case reason == EnvironmentNotDeclared && n.Requester.Guessed:
+		what = fmt.Sprintf("the pod does not declare its environment, which task pods in this namespace must, because it has the label %s=%s", key, env)
+		cure = fmt.Sprintf("Label the namespace of its Airflow with its own %s and with %s=enabled, and restart Airflow", key, taskpod.LabelDeclare)
+	case reason == EnvironmentNotDeclared:
 		what = fmt.Sprintf("the pod does not declare its environment, which environment %s must", env)
 		cure = "Label the namespace of its Airflow with " + taskpod.LabelDeclare + "=enabled and restart Airflow"
 	}
@@ -103,7 +117,7 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 func foreignMessage(a Access, s Settings) string {
 	return compose(ForeignEnvironment,
 		fmt.Sprintf("environment %s may not %s a pod of environment %s",
-			safe(a.Requester.Environment), strings.ToLower(string(a.Operation)), safe(a.Pod.Environment(s.EnvironmentLabel))),
+			environmentsOf(a.Requester), strings.ToLower(string(a.Operation)), safe(a.Pod.Environment(s.EnvironmentLabel))),
 		"Pod: "+describePod(a.Pod, a.Now, s),
 		describeTask(a.Pod),
 		describeRequester(a.Requester),
@@ -160,7 +174,20 @@ func describePhase(p taskpod.Pod) string {
 }
 
 func describeRequester(r Requester) string {
-	return fmt.Sprintf("Requested by %s, environment %s", safe(r.Username), orUnknown(r.Environment))
+	text := fmt.Sprintf("Requested by %s, environment %s", safe(r.Username), environmentsOf(r))
+	if r.Guessed {
+		text += " (a guess: the label of the namespace of the pod)"
+	}
+	return text
+}
+
+// environmentsOf names the environments of a requester.
+func environmentsOf(r Requester) string {
+	var names []string
+	for _, name := range r.environments() {
+		names = append(names, safe(name))
+	}
+	return cmp.Or(strings.Join(names, " and "), "unknown")
 }
 
 func tryOf(p taskpod.Pod) string { return orUnknown(p.Labels[taskpod.LabelTry]) }

@@ -54,6 +54,32 @@ func TestMessages(t *testing.T) {
 				"Existing pod: data-jobs/x, environment production (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
 				"Wait until that pod has ended, or delete it if no Airflow task is waiting for it [DuplicateTry]",
 		},
+		"guessed, perhaps of another Airflow": {
+			create("n production~", "guess:production", defaults(), Existing{Pod: pod("x production~")}),
+			"solepod: this task already has a live pod. " +
+				"Existing pod: data-jobs/x, environment production (stamped, not declared), phase Running, try 1, age 77s. " + task +
+				"Requested by system:serviceaccount:airflow-production:airflow, environment production (a guess: the label of the namespace of the pod). " +
+				"Wait until that pod has ended. If it belongs to another Airflow, label the namespace of each Airflow with its own airflow-environment " +
+				"and with solepod.io/declare=enabled, and restart Airflow [DuplicateTry]",
+		},
+		"guessed, not declared": {
+			create("n production~", "guess:production", require),
+			"solepod: the pod does not declare its environment, which task pods in this namespace must, because it has the label airflow-environment=production. " + task +
+				"Requested by system:serviceaccount:airflow-production:airflow, environment production (a guess: the label of the namespace of the pod). " +
+				"Label the namespace of its Airflow with its own airflow-environment and with solepod.io/declare=enabled, and restart Airflow [EnvironmentNotDeclared]",
+		},
+		"guessed, an empty label": {
+			create("n airflow-environment=", "guess:production", defaults()),
+			"solepod: the label airflow-environment of the pod is empty. " + task +
+				"Requested by system:serviceaccount:airflow-production:airflow, environment production (a guess: the label of the namespace of the pod). " +
+				"Remove that label, or set it to the environment of the Airflow [EnvironmentMismatch]",
+		},
+		"ambiguous": {
+			create("n", "alpha,production", defaults()),
+			"solepod: the configuration of solepod assigns the requester to several environments. " + task +
+				"Requested by system:serviceaccount:airflow-production:airflow, environment alpha and production. " +
+				"Let users, groups and serviceAccounts of the configuration assign it to one environment [EnvironmentAmbiguous]",
+		},
 		"in flight": {
 			create("n production~", "production", defaults(), Existing{Pod: pod("x alpha~"), InFlight: true}),
 			"solepod: another pod of this task is being created. " +

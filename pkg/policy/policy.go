@@ -43,6 +43,29 @@ type Requester struct {
 	Username string
 	// Environment is the environment of the requester, or "" if it has none.
 	Environment string
+	// Guessed is true if nothing is known of the requester, and Environment is the
+	// label of the namespace of the pod.
+	Guessed bool
+	// Ambiguous are the environments of a requester that has several. Environment is
+	// then "".
+	Ambiguous []string
+}
+
+// environments returns the environments of the requester. It has more than one only
+// if it is ambiguous.
+func (r Requester) environments() []string {
+	if r.Environment == "" {
+		return r.Ambiguous
+	}
+	return []string{r.Environment}
+}
+
+// sameAirflow reports whether two requesters are one Airflow: the same user, or users
+// of the same environment now. It is false if one of them is unknown. A guess says
+// nothing about a user.
+func (r Requester) sameAirflow(o Requester) bool {
+	return r.Username != "" && r.Username == o.Username ||
+		r.Environment != "" && r.Environment == o.Environment && !r.Guessed && !o.Guessed
 }
 
 // Submission is a request to create a pod.
@@ -58,6 +81,9 @@ type Existing struct {
 	taskpod.Pod
 	// InFlight is true for a pod that was admitted and does not exist yet.
 	InFlight bool
+	// Creator created the pod. Its Environment is the one that it has now. The zero
+	// value is unknown.
+	Creator Requester
 }
 
 // Reason is the code of a denial. Messages, metrics, events and docs/reasons.md
@@ -80,6 +106,9 @@ const (
 	// EnvironmentMismatch: the environment label of the pod names another
 	// environment than the requester's.
 	EnvironmentMismatch Reason = "EnvironmentMismatch"
+	// EnvironmentAmbiguous: the configuration assigns the requester to several
+	// environments.
+	EnvironmentAmbiguous Reason = "EnvironmentAmbiguous"
 	// EnvironmentNotDeclared: the pod does not declare its environment, and must.
 	EnvironmentNotDeclared Reason = "EnvironmentNotDeclared"
 	// ForeignEnvironment: a requester updates, deletes or connects to a pod of
@@ -140,7 +169,7 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 		if !matters(n.Pod, x.Pod) {
 			continue
 		}
-		switch v := decidePair(n.Pod, x, s); {
+		switch v := decidePair(n, x, s); {
 		case v.reason != "":
 			conflicts = append(conflicts, conflict{v.reason, x.Pod})
 		case v.supersede:
@@ -171,11 +200,15 @@ func Contended(n Submission, s Settings) Decision {
 // decideAlone decides what depends on the new pod and its requester only.
 func decideAlone(n Submission, s Settings) Reason {
 	known := n.Requester.Environment
+	if len(n.Requester.Ambiguous) > 0 {
+		return EnvironmentAmbiguous
+	}
 	if known == "" {
 		return ""
 	}
-	// An empty label is a declaration, too: of the wrong environment.
-	if carried, ok := n.Pod.Labels[s.EnvironmentLabel]; ok && carried != known {
+	// A guess contradicts no label. An empty label names no environment: it is wrong in
+	// any case.
+	if carried, ok := n.Pod.Labels[s.EnvironmentLabel]; ok && carried != known && (carried == "" || !n.Requester.Guessed) {
 		return EnvironmentMismatch
 	}
 	if s.RequireDeclared && !n.Pod.Declares(s.EnvironmentLabel) {
@@ -203,10 +236,13 @@ type verdict struct {
 
 // decidePair is the decision table for creating n while x exists. The first case
 // that applies decides.
-func decidePair(n taskpod.Pod, x Existing, s Settings) verdict {
-	key := s.EnvironmentLabel
+func decidePair(of Submission, x Existing, s Settings) verdict {
+	n, key := of.Pod, s.EnvironmentLabel
 	sameEnvironment := n.Environment(key) == x.Environment(key)
 	bothDeclared := n.Declares(key) && x.Declares(key)
+	if !n.Declares(key) && !x.Declares(key) && of.Requester.sameAirflow(x.Creator) {
+		sameEnvironment = true // the label has changed since x was created
+	}
 
 	switch {
 	case !sameEnvironment && bothDeclared:

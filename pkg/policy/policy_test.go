@@ -38,14 +38,28 @@ func pod(line string) taskpod.Pod {
 	return taskpod.FromMeta(object, phase)
 }
 
-func submit(line, requesterEnvironment string) Submission {
+// requester is its environment, "guess:alpha" for a guess, "alpha,beta" for an
+// ambiguous one; with "bob/alpha", bob is its name.
+func submit(line, requester string) Submission {
 	p := pod(line)
 	p.Phase, p.Created = "", time.Time{}
 	return Submission{
 		Pod:       p,
-		Requester: Requester{Username: "system:serviceaccount:airflow-production:airflow", Environment: requesterEnvironment},
+		Requester: requesterOf(requester),
 		Now:       now,
 	}
+}
+
+func requesterOf(text string) Requester {
+	r := Requester{Username: "system:serviceaccount:airflow-production:airflow"}
+	if name, rest, named := strings.Cut(text, "/"); named {
+		r.Username, text = name, rest
+	}
+	r.Environment, r.Guessed = strings.CutPrefix(text, "guess:")
+	if names := strings.Split(text, ","); len(names) > 1 {
+		r.Environment, r.Ambiguous = "", names
+	}
+	return r
 }
 
 // summary is a Decision in a word or two.
@@ -149,6 +163,14 @@ func TestSubmissionAlone(t *testing.T) {
 		"known, declares another":                 {"n alpha!", "production", defaults(), "403 EnvironmentMismatch"},
 		"known, carries another one's stamp":      {"n alpha~", "production", defaults(), "403 EnvironmentMismatch"},
 		"known, declares an empty one":            {"n airflow-environment=", "production", defaults(), "403 EnvironmentMismatch"},
+		"guessed, declares another":               {"n alpha!", "guess:production", defaults(), "admit"},
+		"guessed, labelled with another":          {"n alpha?", "guess:production", defaults(), "admit"},
+		"guessed, stamped":                        {"n production~", "guess:production", defaults(), "admit"},
+		"guessed, declares an empty one":          {"n airflow-environment=", "guess:production", defaults(), "403 EnvironmentMismatch"},
+		"guessed, required, declares another":     {"n alpha!", "guess:production", require, "admit"},
+		"guessed, required, labelled":             {"n alpha?", "guess:production", require, "403 EnvironmentNotDeclared"},
+		"ambiguous":                               {"n", "alpha,production", defaults(), "403 EnvironmentAmbiguous"},
+		"ambiguous, declares one of them":         {"n alpha!", "alpha,production", defaults(), "403 EnvironmentAmbiguous"},
 		"required, declared":                      {"n alpha!", "alpha", require, "admit"},
 		"required, not declared":                  {"n", "alpha", require, "403 EnvironmentNotDeclared"},
 		"required, stamped":                       {"n alpha~", "alpha", require, "403 EnvironmentNotDeclared"},
@@ -269,6 +291,32 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
+// An Airflow is the same whatever its label says and said. Two declarations differ.
+func TestCreator(t *testing.T) {
+	for name, tc := range map[string]struct{ n, by, x, createdBy, want string }{
+		"renamed, the same user":           {"n beta~ try_number=2", "bob/beta", "x alpha~", "bob/beta", "admit"},
+		"renamed, the same try":            {"n beta~", "bob/beta", "x alpha~", "bob/beta", "403 DuplicateTry"},
+		"renamed, its finished pod":        {"n beta~", "bob/beta", "x alpha~ Succeeded", "bob/beta", "admit"},
+		"labelled since":                   {"n beta~ try_number=2", "bob/beta", "x", "bob/beta", "admit"},
+		"no longer labelled":               {"n try_number=2", "bob/", "x alpha~", "bob/", "admit"},
+		"renamed, another account":         {"n beta~ try_number=2", "bob/beta", "x alpha~", "eve/beta", "admit"},
+		"renamed, an account of another":   {"n beta~ try_number=2", "bob/beta", "x alpha~", "eve/alpha", "403 DuplicateEnvironment"},
+		"two accounts that only guess":     {"n beta~ try_number=2", "bob/guess:beta", "x alpha~", "eve/guess:beta", "403 DuplicateEnvironment"},
+		"two accounts without environment": {"n try_number=2", "bob/", "x alpha~", "eve/", "403 DuplicateEnvironment"},
+		"unknown":                          {"n beta~ try_number=2", "bob/beta", "x alpha~", "/", "403 DuplicateEnvironment"},
+		"one user, both declare":           {"n beta!", "bob/", "x alpha!", "bob/", "admit"},
+		"one user, the new one declares":   {"n beta! try_number=2", "bob/", "x alpha~", "bob/", "403 DuplicateEnvironment"},
+		"one user, the old one declares":   {"n beta~ try_number=2", "bob/", "x alpha!", "bob/", "403 DuplicateEnvironment"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			existing := Existing{Pod: pod(tc.x), Creator: requesterOf(tc.createdBy)}
+			if got := summary(Decide(submit(tc.n, tc.by), []Existing{existing}, defaults())); got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestAccess(t *testing.T) {
 	tests := map[string]struct {
 		operation       Operation
@@ -276,6 +324,12 @@ func TestAccess(t *testing.T) {
 		before, updated string
 		want            string
 	}{
+		"in both, the pod of one":        {operationDelete, "alpha,production", "x alpha!", "", "admit"},
+		"in both, the pod of a third":    {operationDelete, "alpha,production", "x beta!", "", "403 ForeignEnvironment"},
+		"renamed, its own pod":           {operationDelete, "creator/beta", "x alpha~", "", "admit"},
+		"renamed, its own pod, marked":   {operationUpdate, "creator/beta", "x alpha~", "x alpha~ already_checked=True", "admit"},
+		"renamed, its own pod, changed":  {operationUpdate, "creator/beta", "x alpha~", "x beta~", "403 IdentityChanged"},
+		"renamed, a pod of another":      {operationDelete, "bob/beta", "x alpha~", "", "403 ForeignEnvironment"},
 		"own update":                     {operationUpdate, "alpha", "x alpha!", "x alpha! try_number=2", "admit"},
 		"own delete":                     {operationDelete, "alpha", "x alpha!", "", "admit"},
 		"own exec":                       {operationConnect, "alpha", "x alpha~", "", "admit"},
@@ -304,7 +358,7 @@ func TestAccess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := Access{
 				Operation: tc.operation, Pod: pod(tc.before), Now: now,
-				Requester: Requester{Username: "somebody", Environment: tc.requester},
+				Requester: requesterOf(tc.requester), Creator: Requester{Username: "creator"},
 			}
 			if tc.updated != "" {
 				a.Updated = pod(tc.updated)

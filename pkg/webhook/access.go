@@ -5,6 +5,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/solepod/solepod/pkg/policy"
@@ -19,6 +20,7 @@ type access struct {
 	settings policy.Settings
 	off      bool
 	pods     podReader
+	claims   claimer
 	now      func() time.Time
 }
 
@@ -37,7 +39,7 @@ func (a *access) handle(ctx context.Context, req admission.Request) (requester p
 		return requester, allowed, nil
 	}
 	requester, err = a.identify(ctx, req)
-	if err != nil || requester.Environment == "" {
+	if err != nil || requester.Environment == "" && requester.Ambiguous == nil {
 		return requester, allowed, err
 	}
 	access := policy.Access{Operation: policy.Operation(req.Operation), Requester: requester, Now: a.now()}
@@ -68,7 +70,16 @@ func (a *access) handle(ctx context.Context, req admission.Request) (requester p
 	default:
 		return requester, allowed, nil
 	}
-	return requester, policy.DecideAccess(access, a.settings), nil
+	decision = policy.DecideAccess(access, a.settings)
+	if decision.Reason == policy.ForeignEnvironment {
+		// The label may have changed since the requester created the pod. A claim that
+		// cannot be read proves nothing: the hook fails open in other cases only.
+		if access.Creator, err = a.claims.Creator(ctx, access.Pod, requester); err != nil {
+			ctrllog.FromContext(ctx).Error(brief(err), "Could not read the creator of a pod")
+		}
+		decision = policy.DecideAccess(access, a.settings)
+	}
+	return requester, decision, nil
 }
 
 // identify resolves the requester. The namespace of the pod does not matter: an
@@ -77,6 +88,5 @@ func (a *access) identify(ctx context.Context, req admission.Request) (policy.Re
 	if err := a.cachesUsable(); err != nil {
 		return policy.Requester{}, err
 	}
-	env, err := a.resolver.Identify(ctx, req.UserInfo)
-	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
+	return a.resolver.Resolve(ctx, req.UserInfo, "")
 }

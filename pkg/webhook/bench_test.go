@@ -60,6 +60,10 @@ func (m *memory) Get(_ context.Context, key client.ObjectKey, into client.Object
 // granted is a claim without contention.
 type granted struct{}
 
+func (granted) Creator(context.Context, taskpod.Pod, policy.Requester) (policy.Requester, error) {
+	return policy.Requester{}, nil
+}
+
 func (granted) Take(context.Context, policy.Submission, bool) (policy.Decision, error) {
 	return policy.Decision{Allowed: true}, nil
 }

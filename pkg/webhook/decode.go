@@ -50,8 +50,7 @@ func (r *reviewer) requester(ctx context.Context, req admission.Request) (policy
 	if err := r.cachesUsable(); err != nil {
 		return policy.Requester{}, err
 	}
-	env, err := r.resolver.Resolve(ctx, req.UserInfo, req.Namespace)
-	return policy.Requester{Username: req.UserInfo.Username, Environment: env}, err
+	return r.resolver.Resolve(ctx, req.UserInfo, req.Namespace)
 }
 
 // podObject is the part of a pod that decisions need. The object in the review can

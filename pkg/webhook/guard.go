@@ -34,6 +34,8 @@ type guard struct {
 // claimer decides among concurrent creates.
 type claimer interface {
 	Take(ctx context.Context, n policy.Submission, dryRun bool) (policy.Decision, error)
+	// Creator returns the requester that created a pod, as far as it is known.
+	Creator(ctx context.Context, pod taskpod.Pod, asking policy.Requester) (policy.Requester, error)
 }
 
 // Handle implements admission.Handler.
@@ -144,8 +146,8 @@ func (g *guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 
 // decide decides with the cached pods first. Before it denies, it reads the
 // conflicting pod from the API server, because the cache lags behind and does not
-// have the phase. An admission needs no such read: the end of a pod never turns an
-// admission into a denial.
+// have the phase, and the creator of that pod from its claim. An admission needs no such
+// read: the end of a pod never turns an admission into a denial.
 func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
 	id, _ := n.Pod.Identity()
 	cached, err := g.pods.cached(id)
@@ -153,21 +155,30 @@ func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 		return policy.Decision{}, err
 	}
 	var current []policy.Existing
+	asked := map[string]bool{} // for their creators
 	for {
 		decision := policy.Decide(n, slices.Concat(current, cached), g.settings)
 		if decision.Existing == nil {
 			return decision, nil // admitted, or denied without a conflicting pod
 		}
 		suspect := slices.IndexFunc(cached, func(x policy.Existing) bool { return x.Name == decision.Existing.Name })
-		if suspect < 0 {
-			return decision, nil
-		}
 		// Thousands of pods can conflict with a pod without a map index. Not all of
 		// them are read to find the worst.
-		if len(current) >= enoughReads {
-			if decision := policy.Decide(n, current, g.settings); !decision.Allowed {
+		if suspect >= 0 && len(current) >= enoughReads {
+			if d := policy.Decide(n, current, g.settings); !d.Allowed {
+				decision, suspect = d, -1
+			}
+		}
+		if suspect < 0 {
+			x := slices.IndexFunc(current, func(x policy.Existing) bool { return x.Name == decision.Existing.Name })
+			if x < 0 || asked[current[x].Name] || len(asked) >= enoughReads {
 				return decision, nil
 			}
+			asked[current[x].Name] = true
+			if current[x].Creator, err = g.claims.Creator(ctx, current[x].Pod, n.Requester); err != nil {
+				return policy.Decision{}, err
+			}
+			continue
 		}
 		now, err := g.pods.current(ctx, cached[suspect])
 		if err != nil {

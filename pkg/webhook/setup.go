@@ -13,11 +13,14 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -126,32 +129,49 @@ func Setup(ctx context.Context, mgr manager.Manager, api client.Client, namespac
 	if err := errors.Join(counters.register(metrics.Registry), metrics.Registry.Register(claimMetrics), metrics.Registry.Register(fresh)); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
+	resolver := environment.Resolver{
+		Label:        cfg.EnvironmentLabel,
+		Environments: cfg.Environments,
+		Objects:      metadata.Reader{Cache: mgr.GetCache(), Live: api},
+	}
+	identified := func(ctx context.Context, username string) string { return identify(ctx, resolver, username) }
 	reconciler := &claim.Reconciler{
 		Cache: mgr.GetCache(), Pods: caches.index, API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Now: time.Now, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Identify: identified, Now: time.Now, Metrics: claimMetrics,
 	}
 	if err := reconciler.SetupWithManager(mgr, caches.deleted); err != nil {
 		return nil, fmt.Errorf("setting up the reconciler of claims: %w", err)
 	}
 	claimer := &claim.Claimer{
 		API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Identify: identified, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics,
 	}
-	registerHooks(ctx, mgr, api, cfg, caches, claimer, counters)
+	registerHooks(ctx, mgr, api, cfg, resolver, caches, claimer, counters)
 	return caches.synced, addHealth(mgr, caches)
 }
 
-func registerHooks(ctx context.Context, mgr manager.Manager, api client.Client, cfg config.Configuration, caches *caches, claimer claimer, counters *counters) {
+// identify returns the environment of a user of which only the name is known, or "".
+func identify(ctx context.Context, resolver environment.Resolver, username string) string {
+	user := authenticationv1.UserInfo{Username: username}
+	if namespace, _, err := serviceaccount.SplitUsername(username); err == nil {
+		user.Groups = serviceaccount.MakeGroupNames(namespace)
+	}
+	// Without an answer, the labels of the pods decide.
+	own, err := resolver.Identify(ctx, user)
+	if err != nil {
+		ctrllog.FromContext(ctx).V(1).Info("The environment of a creator is not known", "creator", username, "error", err.Error())
+		return ""
+	}
+	return own
+}
+
+func registerHooks(ctx context.Context, mgr manager.Manager, api client.Client, cfg config.Configuration, resolver environment.Resolver, caches *caches, claimer claimer, counters *counters) {
 	reviewer := reviewer{
 		counters:     counters,
 		onError:      cfg.OnError,
 		discreet:     cfg.Disclosure == config.DisclosureDiscreet,
 		cachesUsable: caches.usable,
-		resolver: environment.Resolver{
-			Label:        cfg.EnvironmentLabel,
-			Environments: cfg.Environments,
-			Objects:      metadata.Reader{Cache: mgr.GetCache(), Live: api},
-		},
+		resolver:     resolver,
 	}
 	enforcer := enforcer{
 		enforcement: cfg.Enforcement, label: cfg.EnvironmentLabel, events: mgr.GetEventRecorder("solepod"), counters: counters,
@@ -169,7 +189,7 @@ func registerHooks(ctx context.Context, mgr manager.Manager, api client.Client, 
 		},
 		DeclarePath: &declarer{reviewer: reviewer, label: cfg.EnvironmentLabel, events: enforcer.events, pods: counters.declared},
 		AccessPath: &access{
-			reviewer: accessReviewer, enforcer: accessEnforcer, settings: cfg.Policy(), pods: pods,
+			reviewer: accessReviewer, enforcer: accessEnforcer, settings: cfg.Policy(), pods: pods, claims: claimer,
 			off: cfg.ForeignAccess == config.ForeignAccessOff, now: time.Now,
 		},
 	} {

@@ -72,7 +72,7 @@ func newHooks(cached client.Reader, live client.Client, change func(*hooks)) *ho
 		},
 	}
 	r.onError = config.OnErrorAllow
-	h.access = access{reviewer: r, enforcer: told, settings: cfg.Policy(), pods: h.guard.pods, now: time.Now}
+	h.access = access{reviewer: r, enforcer: told, settings: cfg.Policy(), pods: h.guard.pods, claims: h.guard.claims, now: time.Now}
 	if change != nil {
 		change(h)
 	}

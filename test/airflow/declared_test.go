@@ -39,7 +39,7 @@ func TestDeclared(t *testing.T) {
 				"callable":        {settings: []string{"KIND=callable"}},
 				"policy and hook": {settings: []string{"POLICY=yes"}, labels: map[string]string{"policy": "ran", "hook": "ran"}},
 				"other plugins":   {home: otherPlugins, log: "Z IS LOADED"},
-				"OpenTelemetry": {launcher: "opentelemetry-instrument", settings: []string{
+				"opentelemetry": {launcher: "opentelemetry-instrument", settings: []string{
 					"TRACER=opentelemetry", "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none", "OTEL_LOGS_EXPORTER=none",
 				}},
 				"ddtrace": {launcher: "ddtrace-run", settings: []string{

@@ -55,10 +55,13 @@ func TestTwoReleasesInOneNamespace(t *testing.T) {
 // An Airflow outside the cluster is known by its user or group.
 func TestConfiguredEnvironments(t *testing.T) {
 	shared.Own(t, plane, solepod.Options{Config: header + `
+onError: Allow
 environments:
   - name: outside
     users: [airflow@example.com]
     groups: [airflow-operators]
+  - name: session
+    users: [r/airflow/*]
   - name: other
     groups: [airflow-others]
     serviceAccounts: [configured-alpha/airflow]
@@ -93,17 +96,111 @@ environments:
 		t.Errorf("by group: %q", got)
 	}
 	both := user("jane", "airflow-operators", "airflow-others")
-	want := `the configuration assigns user "jane" to several environments: outside, other; let its users, groups and serviceAccounts name one`
-	if got := stamped(both, "both"); !strings.Contains(got, want) {
-		t.Errorf("in two environments: %s", got)
+	_, err := w.create(both, "both run_id=both")
+	if got := reasonIn(err); got != "403 Forbidden EnvironmentAmbiguous" || !strings.Contains(err.Error(), "Requested by jane, environment outside and other") {
+		t.Errorf("in two environments: %v", err)
 	}
-	// What is done to existing pods is not stopped by that.
+	// A user name that ends in a session.
+	for session, want := range map[string]string{"r/airflow/1": "session", "r/airflow/2": "session", "r/airflow2/1": ""} {
+		if got := stamped(user(session), "session"); got != want {
+			t.Errorf("%s: stamped %q, want %q", session, got, want)
+		}
+	}
+	// It is in both: it may do to their pods what each of them may.
 	pod := w.mustCreate(user("airflow@example.com"), "x")
 	if got := reasonIn(user("jane", "airflow-others").Delete(t.Context(), pod)); got != "403 Forbidden ForeignEnvironment" {
 		t.Errorf("by a user of another environment: %s", got)
 	}
 	if err := both.Delete(t.Context(), pod); err != nil {
 		t.Error(err)
+	}
+}
+
+// The label of an environment is put on, renamed and taken off while tasks run. An
+// Airflow still knows its own pods.
+func TestRenamedEnvironment(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "renamed")
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	other := w.as(w.prefix+"-alpha", "triggerer") // another account of the same Airflow
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.prefix + "-alpha"}}
+	runs := 0
+	for _, change := range []struct{ from, to string }{{`"alpha"`, `"beta"`}, {`"beta"`, "null"}, {"null", `"gamma"`}} {
+		label := func(value string) {
+			t.Helper()
+			if err := w.admin.Patch(t.Context(), namespace, merge(`{"metadata":{"labels":{"airflow-environment":`+value+`}}}`)); err != nil {
+				t.Fatal(err)
+			}
+			want := strings.Trim(value, `"`)
+			if value == "null" {
+				want = ""
+			}
+			fixture.Eventually(t, func() error { // the guard's watch has seen the label
+				probe := w.pod("probe run_id=probe")
+				err := alpha.Create(t.Context(), probe, client.DryRunAll)
+				if got := probe.Labels["airflow-environment"]; err == nil && got != want {
+					err = fmt.Errorf("stamped %q", got)
+				}
+				return err
+			})
+		}
+		label(change.from)
+		runs++
+		run := fmt.Sprintf(" run_id=run-%d", runs)
+		old := w.mustCreate(alpha, fmt.Sprintf("old-%d", runs)+run)
+		label(change.to)
+		if _, err := w.create(production, "foreign"+run); !strings.HasPrefix(reasonIn(err), "403 Forbidden DuplicateEnvironment") {
+			t.Errorf("%v: production: %v", change, err)
+		}
+		if old.Labels["airflow-environment"] != "" {
+			if got := reasonIn(production.Delete(t.Context(), old)); got != "403 Forbidden ForeignEnvironment" {
+				t.Errorf("%v: production's delete: %s", change, got)
+			}
+		}
+		if _, err := w.create(alpha, "again"+run); !strings.HasPrefix(reasonIn(err), "403 Forbidden DuplicateTry") {
+			t.Errorf("%v: the same try: %v", change, err)
+		}
+		w.mustCreate(alpha, fmt.Sprintf("retry-%d try_number=2", runs)+run)
+		if change.to != "null" {
+			w.mustCreate(other, fmt.Sprintf("third-%d try_number=3", runs)+run)
+		}
+		if err := alpha.Patch(t.Context(), old, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
+			t.Errorf("%v: %v", change, err)
+		}
+		if err := alpha.Delete(t.Context(), old); err != nil {
+			t.Errorf("%v: %v", change, err)
+		}
+	}
+}
+
+// The label of the pod's namespace is a guess. It contradicts no declaration.
+func TestGuessedEnvironment(t *testing.T) {
+	shared.Own(t, plane, solepod.Options{Config: header + "injection: Require\n"})
+	w := newWorld(t, "guessed")
+	jobs := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.jobs}}
+	if err := w.admin.Patch(t.Context(), jobs, merge(`{"metadata":{"labels":{"airflow-environment":"production"}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	config, err := plane.User("hosted", "system:masters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosted := newClient(t, config)
+	fixture.Eventually(t, func() error {
+		err := hosted.Create(t.Context(), w.pod("x run_id=wait"), client.DryRunAll)
+		if got := reasonIn(err); got != "403 Forbidden EnvironmentNotDeclared" {
+			return fmt.Errorf("%s: %w", got, err)
+		}
+		if !strings.Contains(err.Error(), "environment production (a guess: the label of the namespace of the pod)") {
+			t.Error(err)
+		}
+		return nil
+	})
+	for _, environment := range []string{"alpha", "production"} { // two Airflows behind one user
+		pod := w.mustCreate(hosted, environment+" "+environment+"!")
+		if n := w.found(pod); n != 1 {
+			t.Errorf("the selector of %s matches %d pods", environment, n)
+		}
 	}
 }
 
