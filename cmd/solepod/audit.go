@@ -22,6 +22,8 @@ type scanOptions struct {
 	namespaces   []string
 	environments []string
 	olderThan    time.Duration
+	// abandonedAfter is a flag of reclaim only.
+	abandonedAfter time.Duration
 }
 
 func (o *scanOptions) addScanFlags(cmd *cobra.Command) {
@@ -68,7 +70,8 @@ func (o *scanOptions) scan(ctx context.Context, stderr io.Writer) (*scan, error)
 		cluster.Claims = nil
 	}
 	options := audit.Options{
-		Settings: cfg.Policy(), Namespaces: o.namespaces, Environments: o.environments, OlderThan: o.olderThan, Now: time.Now(),
+		Settings: cfg.Policy(), Namespaces: o.namespaces, Environments: o.environments, OlderThan: o.olderThan, AbandonedAfter: o.abandonedAfter,
+		Now: time.Now(),
 	}
 	return &scan{c, cluster, options, audit.Scan(cluster, options)}, nil
 }
@@ -84,9 +87,11 @@ func newAuditCommand() *cobra.Command {
 		Long: `List task pods that collide, are left over or orphaned.
 
 A collision is a set of task pods that one selector of Airflow matches. A
-leftover is a finished pod that Airflow has not marked as checked. An orphan is
-a live pod that no Airflow waits for: the same environment has a pod of a later
-try, or its environment no longer exists. See docs/operations.md.
+leftover is a pod whose task has ended and that Airflow has not marked as
+checked: the pod has ended, its base container has ended while others run on, or
+it stays in Terminating. An orphan is a live pod that no Airflow waits for: the
+same environment has a pod of a later try, or its environment no longer exists.
+See docs/operations.md.
 
 The command only reads. It works on clusters without solepod, too.
 

@@ -32,7 +32,10 @@ func newReclaimCommand() *cobra.Command {
 
 Without --yes, the command lists the pods that it would remove, with the reason
 for each. It removes finished pods: leftovers, and pods of superseded tries. It
-removes a live pod only if you name the pod; then it removes no other.
+removes a live pod only if you name the pod; then it removes no other. With
+--abandoned-after, it also removes pods that still run although nothing waits
+for them: those whose base container has ended (BaseContainerEnded), and those
+of an environment that no longer exists (UnknownEnvironment).
 
 It marks each pod as checked, so that Airflow no longer finds it, and then
 deletes it. It skips pods that have changed since the scan. You can interrupt
@@ -42,7 +45,8 @@ Exit codes: 0 all pods removed; 1 some pods could not be removed; 2 the command
 failed.`,
 		Example: `  solepod reclaim                              # list what would be removed
   solepod reclaim --yes --environment alpha    # remove the leftovers of alpha
-  solepod reclaim --yes airflow/task-abc123    # remove this pod, even if it is live`,
+  solepod reclaim --yes airflow/task-abc123    # remove this pod, even if it is live
+  solepod reclaim --abandoned-after 24h        # list also pods that run on for nothing`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := podNames(args)
 			if err != nil {
@@ -53,6 +57,7 @@ failed.`,
 	}
 	o.addScanFlags(cmd)
 	o.addFlag(cmd)
+	cmd.Flags().DurationVar(&o.abandonedAfter, "abandoned-after", 0, "also remove pods that run on, this long after the end of their base container, or after their creation if their environment no longer exists; 0 for never")
 	cmd.Flags().BoolVar(&o.yes, "yes", false, "remove the pods")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", true, "only list the pods; the opposite of --yes")
 	cmd.MarkFlagsMutuallyExclusive("yes", "dry-run")
@@ -67,6 +72,9 @@ func (o *reclaimOptions) run(ctx context.Context, names []types.NamespacedName, 
 	}
 	if !o.dryRun {
 		return errors.New("--dry-run=false: want --yes")
+	}
+	if o.abandonedAfter < 0 {
+		return fmt.Errorf("--abandoned-after %s: want 0s or more", o.abandonedAfter)
 	}
 	if o.rate <= 0 {
 		return fmt.Errorf("--rate %g: want more than 0", o.rate)

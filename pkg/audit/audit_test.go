@@ -63,7 +63,22 @@ func endedBefore(ago time.Duration) func(*Pod) {
 	return func(p *Pod) { p.Phase, p.Ended = corev1.PodFailed, now.Add(-ago) }
 }
 
-func deleting(p *Pod) { p.Deleting = true }
+func deleting(p *Pod) { p.Deleting, p.Deletion.Due = true, now }
+
+func stuckFor(after time.Duration) func(*Pod) {
+	return func(p *Pod) {
+		deleting(p)
+		p.Deletion = taskpod.Deletion{Due: now.Add(-after), Finalizers: []string{"example.com/keep"}, Node: "n1"}
+	}
+}
+
+// over has a base container that ended some time ago, beside a sidecar.
+func over(ago time.Duration) func(*Pod) {
+	return func(p *Pod) {
+		p.Over = &taskpod.Over{Container: "base", At: now.Add(-ago), Running: []string{"istio-proxy"}}
+		p.Ended = p.Over.At
+	}
+}
 
 func retired(p *Pod) { p.Retired = true; label(taskpod.LabelChecked, "True")(p) }
 
@@ -91,6 +106,29 @@ func found(r Report) []string {
 	return out
 }
 
+// With AbandonedAfter, pods that run although nothing can wait for them are removed.
+func TestAbandoned(t *testing.T) {
+	o := options()
+	o.OlderThan = time.Minute
+	for after, want := range map[time.Duration]string{
+		0:             "a false b false",
+		3 * time.Hour: "a false b true",
+		time.Hour:     "a true b true",
+	} {
+		o.AbandonedAfter = after
+		r := Scan(Cluster{Environments: map[string]bool{}, Pods: []Pod{
+			pod("a", over(2*time.Hour)), pod("b", declares("gone"), func(p *Pod) { p.Created = now.Add(-4 * time.Hour) }, label(taskpod.LabelTask, "other")),
+		}}, o)
+		var got []string
+		for _, f := range slices.Concat(r.Leftovers, r.Orphans) {
+			got = append(got, fmt.Sprintf("%s %t", f.Name, f.Safe))
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("after %s: %s, want %s", after, got, want)
+		}
+	}
+}
+
 func TestScan(t *testing.T) {
 	const hours = 2 * time.Hour
 	for name, test := range map[string]struct {
@@ -103,6 +141,12 @@ func TestScan(t *testing.T) {
 		"two environments, declared":          {[]Pod{pod("a", declares("alpha")), pod("bb", declares("production"))}, nil},
 		"two environments, labelled":          {[]Pod{pod("a", labelled("alpha")), pod("bb", labelled("production"))}, []string{"collision bb a"}},
 		"two environments, one declared":      {[]Pod{pod("a", declares("alpha")), pod("bb", stamped("production"))}, []string{"collision bb a"}},
+		"stuck in Terminating":                {[]Pod{pod("a", stuckFor(time.Minute))}, []string{"leftover a StuckTerminating false"}},
+		"not stuck yet":                       {[]Pod{pod("a", stuckFor(59*time.Second))}, nil},
+		"stuck, but Airflow does not find it": {[]Pod{pod("a", stuckFor(time.Hour), label(taskpod.LabelChecked, "True"))}, nil},
+		"the base container has ended":        {[]Pod{pod("a", over(hours))}, []string{"leftover a BaseContainerEnded false"}},
+		"it has ended just now":               {[]Pod{pod("a", over(time.Minute))}, nil},
+		"it has ended, and is checked":        {[]Pod{pod("a", over(hours), label(taskpod.LabelChecked, "True"))}, nil},
 		"one of them is being deleted":        {[]Pod{pod("a"), pod("bb", deleting)}, nil},
 		"one of them is checked":              {[]Pod{pod("a"), pod("bb", label(taskpod.LabelChecked, "True"))}, nil},
 		"one of them has just ended":          {[]Pod{pod("a"), pod("bb", endedBefore(time.Second))}, []string{"collision bb a"}},

@@ -91,7 +91,7 @@ func (i interner) one(s string) string {
 
 // pod returns the part of a pod that Scan needs.
 func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
-	p := Pod{Pod: taskpod.FromMeta(object, object.Status.Phase), ResourceVersion: object.ResourceVersion, Ended: ended(object)}
+	p := Pod{Pod: taskpod.FromPod(object), ResourceVersion: object.ResourceVersion, Ended: ended(object)}
 	_, p.Retired = object.Annotations[retire.Annotation]
 	p.Namespace = i.one(p.Namespace)
 	kept := labels.Set{}
@@ -104,9 +104,13 @@ func (i interner) pod(object *corev1.Pod, environmentLabel string) Pod {
 	return p
 }
 
-// ended returns the time at which the last container of a finished pod ended. If no
+// ended returns the time at which the last container of a finished pod ended, or the base
+// container of a pod in which others run on. If no
 // container has one, it is the time of the last change of the pod's conditions.
 func ended(pod *corev1.Pod) time.Time {
+	if over := taskpod.FromPod(pod).Over; over != nil {
+		return over.At
+	}
 	if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
 		return time.Time{}
 	}

@@ -71,6 +71,11 @@ const (
 	reasonLeftover Reason = "Leftover"
 	// reasonSupersededTry: the same environment has a pod of a later try.
 	reasonSupersededTry Reason = "SupersededTry"
+	// reasonBaseContainerEnded: the container of the task has ended, and another one runs
+	// on.
+	reasonBaseContainerEnded Reason = "BaseContainerEnded"
+	// reasonStuckTerminating: the pod stays after its deletion and its grace period.
+	reasonStuckTerminating Reason = "StuckTerminating"
 	// reasonUnknownEnvironment: no namespace, ServiceAccount or configuration has the
 	// environment of the pod.
 	reasonUnknownEnvironment Reason = "UnknownEnvironment"
@@ -105,7 +110,7 @@ type Report struct {
 	Pods         int           `json:"pods"`
 	Environments []Environment `json:"environments"`
 	Collisions   []Collision   `json:"collisions"`
-	// Leftovers have ended; Orphans are live.
+	// The tasks of Leftovers have ended; Orphans are live.
 	Leftovers []Finding `json:"leftovers"`
 	Orphans   []Finding `json:"orphans"`
 	// ClaimsWithoutPods and PodsWithoutClaims are normally repaired by the leader

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -26,6 +27,10 @@ type Options struct {
 	// OlderThan is the minimum time since a pod ended for it to be a leftover. Airflow
 	// needs some time to read the pod and mark it as checked.
 	OlderThan time.Duration
+	// AbandonedAfter is the time after which pods that still run are safe to remove, if
+	// nothing can wait for them; 0 for never. It counts from the end of the base
+	// container or, for the pods of an unknown environment, from their creation.
+	AbandonedAfter time.Duration
 	// Now is the time that ages refer to.
 	Now time.Time
 }
@@ -33,7 +38,8 @@ type Options struct {
 // Pod is a task pod, with what its metadata does not contain.
 type Pod struct {
 	taskpod.Pod
-	// Ended is when the last container ended; zero for a live pod.
+	// Ended is when the last container ended, or the base container of a pod in which
+	// others run on; zero for a live pod.
 	Ended time.Time
 	// Retired is true for a pod that solepod has marked and not deleted yet.
 	Retired bool
@@ -276,10 +282,20 @@ func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool)
 	label := o.Settings.EnvironmentLabel
 	f := Finding{Ref: o.ref(p), pod: p}
 	if p.Deleting {
-		return f, false
+		due := o.Now.Sub(p.Deletion.Due)
+		f.Reason = reasonStuckTerminating
+		f.Detail = fmt.Sprintf("should have ended %s ago; %s", duration.HumanDuration(due), p.Deletion.WaitsFor())
+		// Airflow finds it until it is checked.
+		return f, due >= terminatingFor && !p.Checked()
 	}
 	if p.Checked() && !p.Retired {
 		return f, false // Airflow has finished with it, and keeps it on purpose
+	}
+	if p.Over != nil {
+		ago := o.Now.Sub(p.Over.At)
+		f.Reason, f.Safe = reasonBaseContainerEnded, o.abandoned(ago)
+		f.Detail = fmt.Sprintf("container %s ended %s ago, and %s runs on", p.Over.Container, duration.HumanDuration(ago), strings.Join(p.Over.Running, ", "))
+		return f, ago >= o.OlderThan
 	}
 	if later, superseded := laterTry(p, same, label); superseded {
 		f.Reason, f.Safe = reasonSupersededTry, p.Finished()
@@ -297,9 +313,18 @@ func find(p *Pod, same []*Pod, known map[string]bool, o Options) (Finding, bool)
 	}
 	if environment := p.Environment(label); environment != "" && known != nil && !known[environment] {
 		f.Reason, f.Detail = reasonUnknownEnvironment, fmt.Sprintf("environment %s no longer exists", environment)
+		f.Safe = o.abandoned(o.Now.Sub(p.Created))
 		return f, true
 	}
 	return f, false
+}
+
+// terminatingFor is how long a pod may stay after its grace period.
+const terminatingFor = time.Minute
+
+// abandoned reports whether a pod that still runs is safe to remove after this time.
+func (o Options) abandoned(after time.Duration) bool {
+	return o.AbandonedAfter > 0 && after >= o.AbandonedAfter
 }
 
 // laterTry returns the pod of the latest try of the same task and environment. found

@@ -248,7 +248,7 @@ func lookUpPod(ctx context.Context, api API, id taskpod.Identity, h Holder, ende
 		return observation{}, fmt.Errorf("reading pod %s/%s: %w", id.Namespace, h.Pod, err)
 	}
 	x.gone = ended && (missing || object.UID != h.UID)
-	pod := taskpod.FromMeta(&object, object.Status.Phase)
+	pod := taskpod.FromPod(&object)
 	if of, ok := pod.Identity(); !missing && ok && of == id && pod.Guarded() {
 		x.found = &pod
 	}

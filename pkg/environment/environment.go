@@ -15,6 +15,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/metadata"
@@ -84,6 +85,24 @@ func (r Resolver) Resolve(ctx context.Context, user authenticationv1.UserInfo, p
 	requester.Environment, err = r.labelOf(ctx, "Namespace", types.NamespacedName{Name: podNamespace})
 	requester.Guessed = requester.Environment != ""
 	return requester, err
+}
+
+// Exists reports whether a label of a namespace or ServiceAccount, or the configuration,
+// names an environment.
+func (r Resolver) Exists(ctx context.Context, environment string) (bool, error) {
+	if slices.ContainsFunc(r.Environments, func(e config.Environment) bool { return e.Name == environment }) {
+		return true, nil
+	}
+	for _, kind := range []string{"Namespace", "ServiceAccount"} {
+		list := metadata.List(kind)
+		if err := r.Objects.Cache.List(ctx, list, client.MatchingLabels{r.Label: environment}, client.Limit(1)); err != nil {
+			return false, fmt.Errorf("listing the environments of each %s: %w", kind, err)
+		}
+		if len(list.Items) > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // configured returns the environments whose configuration names the user.

@@ -46,7 +46,11 @@ func DecideAccess(a Access, s Settings) Decision {
 	case len(from) == 0 || !a.Pod.IsTask():
 		return Decision{Allowed: true}
 	case to != "" && !slices.Contains(from, to) && !a.Requester.sameAirflow(a.Creator):
-		return deny(ForeignEnvironment, &a.Pod, foreignMessage(a, s), discreetForeign(s))
+		reason := ForeignEnvironment
+		if a.Operation == operationDelete && a.Pod.Finished() {
+			reason = ForeignCleanup
+		}
+		return deny(reason, &a.Pod, foreignMessage(reason, a, s), discreetForeign(reason, a, s))
 	}
 	if a.Operation == operationUpdate {
 		if what := identityChange(a.Pod, a.Updated, key); what != "" {

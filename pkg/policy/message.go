@@ -35,24 +35,40 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 	case InFlight:
 		cure = tryAgain
 	case LeftoverEnvironment:
-		cure = fmt.Sprintf("Delete that pod or label it %s=%s and try again, or %s",
-			taskpod.LabelChecked, taskpod.True, howToSeparate)
+		do := "Delete that pod or label it"
+		if x.Deleting {
+			do = "Label that pod" // it is deleted already
+		}
+		cure = fmt.Sprintf("%s %s=%s and try again, or %s", do, taskpod.LabelChecked, taskpod.True, howToSeparate)
 	}
-	return compose(reason, conflictOf(reason),
+	return compose(reason, conflictOf(reason, x),
 		"Existing pod: "+describePod(x, n.Now, s),
 		describeTask(n.Pod),
 		describeRequester(n.Requester),
 		cure)
 }
 
-// conflictOf states the conflict of a denied submission.
-func conflictOf(reason Reason) string {
-	switch reason {
-	case DuplicateEnvironment:
+func abandonedMessage(n Submission, x taskpod.Pod, s Settings) string {
+	return compose(DuplicateEnvironment, "a pod of an Airflow environment that no longer exists still runs this task",
+		"Existing pod: "+describePod(x, n.Now, s),
+		describeTask(n.Pod),
+		describeRequester(n.Requester),
+		fmt.Sprintf("No namespace, no ServiceAccount and no configuration names environment %s. If no Airflow waits for that pod, remove it: solepod reclaim --yes %s/%s",
+			safe(x.Environment(s.EnvironmentLabel)), safe(x.Namespace), safe(x.Name)))
+}
+
+// conflictOf states the conflict of a denied submission with an existing pod.
+func conflictOf(reason Reason, x taskpod.Pod) string {
+	switch {
+	case reason == DuplicateEnvironment:
 		return "another Airflow environment is already running this task"
-	case InFlight:
+	case reason == InFlight:
 		return "another pod of this task is being created"
-	case LeftoverEnvironment:
+	case reason == LeftoverEnvironment && x.Deleting:
+		return "a pod of another Airflow environment that is being deleted still matches this task's selector"
+	case reason == LeftoverEnvironment && x.Over != nil:
+		return "a pod of another Airflow environment whose task has ended still matches this task's selector"
+	case reason == LeftoverEnvironment:
 		return "a finished pod of another Airflow environment still matches this task's selector"
 	default:
 		return "this task already has a live pod"
@@ -75,17 +91,17 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 	case DuplicateEnvironment:
 		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
 	}
-	return compose(reason, conflictOf(reason), describeTask(n.Pod), cure)
+	return compose(reason, conflictOf(reason, x), describeTask(n.Pod), cure)
 }
 
 // discreetForeign returns foreignMessage without the environments, or "" if
 // messages are not discreet.
-func discreetForeign(s Settings) string {
+func discreetForeign(reason Reason, a Access, s Settings) string {
 	if !s.Discreet {
 		return ""
 	}
-	return compose(ForeignEnvironment, "this pod belongs to another Airflow environment",
-		"If an Airflow task has found it: "+howToDeclare+", then clear the task")
+	// The cure depends on the requester alone.
+	return compose(reason, "this pod belongs to another Airflow environment", foreignCure(Access{Requester: a.Requester}, s))
 }
 
 const askOperators = "Ask the cluster administrators: the log of solepod names the pods that collide"
@@ -114,14 +130,34 @@ func aloneMessage(reason Reason, n Submission, s Settings) string {
 	return compose(reason, what, describeTask(n.Pod), describeRequester(n.Requester), cure)
 }
 
-func foreignMessage(a Access, s Settings) string {
-	return compose(ForeignEnvironment,
-		fmt.Sprintf("environment %s may not %s a pod of environment %s",
-			environmentsOf(a.Requester), strings.ToLower(string(a.Operation)), safe(a.Pod.Environment(s.EnvironmentLabel))),
+func foreignMessage(reason Reason, a Access, s Settings) string {
+	pod := "a pod"
+	if reason == ForeignCleanup {
+		pod = "a finished pod"
+	}
+	return compose(reason,
+		fmt.Sprintf("environment %s may not %s %s of environment %s",
+			environmentsOf(a.Requester), strings.ToLower(string(a.Operation)), pod, safe(a.Pod.Environment(s.EnvironmentLabel))),
 		"Pod: "+describePod(a.Pod, a.Now, s),
 		describeTask(a.Pod),
 		describeRequester(a.Requester),
-		"The Airflow task has found the pod of another environment: "+howToDeclare+", then clear the task")
+		foreignCure(a, s))
+}
+
+// foreignCure states what to do. It is not known whether the request is that of a task
+// that has found the pod, or of a job that cleans up.
+func foreignCure(a Access, s Settings) string {
+	own := fmt.Sprintf("let it select pods with the label %s=%s", s.EnvironmentLabel, safe(a.Requester.Environment))
+	if len(a.Requester.environments()) != 1 {
+		own = "let it select pods of its own environments by the label " + s.EnvironmentLabel
+	}
+	switch {
+	case a.Operation == operationDelete && a.Pod.Finished():
+		return "If a job cleans up pods, " + own
+	case a.Pod.Declares(s.EnvironmentLabel):
+		return "If a job cleans up pods, " + own + ". If an Airflow task has found this pod by its name, use another name in each environment"
+	}
+	return "If an Airflow task has found this pod: " + howToDeclare + ", then clear the task. If a job cleans up pods, " + own
 }
 
 func identityMessage(a Access, what string, s Settings) string {
@@ -162,15 +198,36 @@ func describePod(p taskpod.Pod, now time.Time, s Settings) string {
 		env += " (labelled, not declared)"
 	}
 	return fmt.Sprintf("%s/%s, environment %s, %s, try %s, age %s",
-		safe(p.Namespace), orUnknown(p.Name), env, describePhase(p), tryOf(p), age(p.Created, now))
+		safe(p.Namespace), orUnknown(p.Name), env, describePhase(p, now), tryOf(p), age(p.Created, now))
 }
 
-func describePhase(p taskpod.Pod) string {
+func describePhase(p taskpod.Pod, now time.Time) string {
 	phase := "phase " + orUnknown(string(p.Phase))
-	if p.Deleting {
+	switch {
+	case p.Deleting && len(p.Deletion.Finalizers) > 0:
+		phase += " (being deleted, with the finalizers " + list(p.Deletion.Finalizers) + ")"
+	case p.Deleting && p.Deletion.Node != "" && now.After(p.Deletion.Due):
+		phase += " (being deleted, and waits for the kubelet of node " + safe(p.Deletion.Node) + ")"
+	case p.Deleting:
 		phase += " (being deleted)"
+	case p.Over != nil:
+		phase += fmt.Sprintf(" (container %s ended %s ago and %s runs on)", safe(p.Over.Container), age(p.Over.At, now), list(p.Over.Running))
 	}
 	return phase
+}
+
+// list names at most three words.
+func list(words []string) string {
+	const most = 3
+	var out []string
+	for i, word := range words {
+		if i == most {
+			out = append(out, fmt.Sprintf("%d more", len(words)-most))
+			break
+		}
+		out = append(out, safe(word))
+	}
+	return strings.Join(out, " and ")
 }
 
 func describeRequester(r Requester) string {

@@ -3,8 +3,11 @@ package policy
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/solepod/solepod/pkg/taskpod"
 )
 
 const asked = "Requested by system:serviceaccount:airflow-production:airflow, environment production. "
@@ -88,9 +91,9 @@ func TestMessages(t *testing.T) {
 		},
 		"a leftover": {
 			create("n production!", "production", defaults(), Existing{Pod: pod("x alpha~ Succeeded deleting")}),
-			"solepod: a finished pod of another Airflow environment still matches this task's selector. " +
+			"solepod: a pod of another Airflow environment that is being deleted still matches this task's selector. " +
 				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), phase Succeeded (being deleted), try 1, age 77s. " + task + asked +
-				"Delete that pod or label it already_checked=True and try again, or let both declare their environment: " +
+				"Label that pod already_checked=True and try again, or let both declare their environment: " +
 				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [LeftoverEnvironment]",
 		},
 		"mismatch": {
@@ -108,8 +111,58 @@ func TestMessages(t *testing.T) {
 			access(operationDelete, "export-action-log-4devg7t1 alpha!", "x", "production"),
 			"solepod: environment production may not delete a pod of environment alpha. " +
 				"Pod: data-jobs/export-action-log-4devg7t1, environment alpha, phase Running, try 1, age 77s. " + task + asked +
-				"The Airflow task has found the pod of another environment: " +
-				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task [ForeignEnvironment]",
+				"If a job cleans up pods, let it select pods with the label airflow-environment=production. " +
+				"If an Airflow task has found this pod by its name, use another name in each environment [ForeignEnvironment]",
+		},
+		"foreign delete of a stamped pod": {
+			access(operationDelete, "x alpha~", "x", "production"),
+			"solepod: environment production may not delete a pod of environment alpha. " +
+				"Pod: data-jobs/x, environment alpha (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
+				"If an Airflow task has found this pod: label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task. " +
+				"If a job cleans up pods, let it select pods with the label airflow-environment=production [ForeignEnvironment]",
+		},
+		"foreign clean-up": {
+			access(operationDelete, "x alpha! Failed", "x", "production"),
+			"solepod: environment production may not delete a finished pod of environment alpha. " +
+				"Pod: data-jobs/x, environment alpha, phase Failed, try 1, age 77s. " + task + asked +
+				"If a job cleans up pods, let it select pods with the label airflow-environment=production [ForeignCleanup]",
+		},
+		"a leftover with a sidecar": {
+			create("n production!", "production", defaults(), Existing{Pod: with(pod("x alpha~"), func(p *taskpod.Pod) {
+				p.Over = &taskpod.Over{Container: "base", At: now.Add(-time.Minute), Running: []string{"istio-proxy", "b", "c", "d"}}
+			})}),
+			"solepod: a pod of another Airflow environment whose task has ended still matches this task's selector. " +
+				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), " +
+				"phase Running (container base ended 60s ago and istio-proxy and b and c and 1 more runs on), try 1, age 77s. " + task + asked +
+				"Delete that pod or label it already_checked=True and try again, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [LeftoverEnvironment]",
+		},
+		"of an environment that is gone": {
+			Abandoned(submit("n production~", "production"), pod("x dev~"), defaults()),
+			"solepod: a pod of an Airflow environment that no longer exists still runs this task. " +
+				"Existing pod: data-jobs/x, environment dev (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
+				"No namespace, no ServiceAccount and no configuration names environment dev. " +
+				"If no Airflow waits for that pod, remove it: solepod reclaim --yes data-jobs/x [DuplicateEnvironment]",
+		},
+		"stuck in Terminating": {
+			create("n production!", "production", defaults(), Existing{Pod: with(pod("x alpha~ deleting"), func(p *taskpod.Pod) {
+				p.Deletion = taskpod.Deletion{Due: now.Add(-time.Hour), Finalizers: []string{"example.com/keep it"}}
+			})}),
+			"solepod: a pod of another Airflow environment that is being deleted still matches this task's selector. " +
+				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), " +
+				"phase Running (being deleted, with the finalizers example.com/keep_it), try 1, age 77s. " + task + asked +
+				"Label that pod already_checked=True and try again, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [LeftoverEnvironment]",
+		},
+		"on a lost node": {
+			create("n production!", "production", defaults(), Existing{Pod: with(pod("x alpha~ deleting"), func(p *taskpod.Pod) {
+				p.Deletion = taskpod.Deletion{Due: now.Add(-time.Hour), Node: "spot-7"}
+			})}),
+			"solepod: a pod of another Airflow environment that is being deleted still matches this task's selector. " +
+				"Existing pod: data-jobs/x, environment alpha (stamped, not declared), " +
+				"phase Running (being deleted, and waits for the kubelet of node spot-7), try 1, age 77s. " + task + asked +
+				"Label that pod already_checked=True and try again, or let both declare their environment: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow [LeftoverEnvironment]",
 		},
 		"identity changed": {
 			access(operationUpdate, "x production!", "x production! run_id=other", "production"),
@@ -158,8 +211,9 @@ func TestDiscreet(t *testing.T) {
 		},
 		"a foreign delete": {
 			DecideAccess(Access{Operation: operationDelete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
-			"solepod: this pod belongs to another Airflow environment. If an Airflow task has found it: " +
-				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task [ForeignEnvironment]",
+			"solepod: this pod belongs to another Airflow environment. If an Airflow task has found this pod: " +
+				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task. " +
+				"If a job cleans up pods, let it select pods with the label airflow-environment=production [ForeignEnvironment]",
 		},
 		"its own environment": {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x production~")}}, discreet), ""},
 		"no other pod":        {Decide(submit("n alpha!", "production"), nil, discreet), ""},
@@ -174,6 +228,11 @@ func TestDiscreet(t *testing.T) {
 			}
 		})
 	}
+}
+
+func with(p taskpod.Pod, change func(*taskpod.Pod)) taskpod.Pod {
+	change(&p)
+	return p
 }
 
 // Words from outside are shown, but can neither break the line nor spell the

@@ -114,6 +114,9 @@ const (
 	// ForeignEnvironment: a requester updates, deletes or connects to a pod of
 	// another environment.
 	ForeignEnvironment Reason = "ForeignEnvironment"
+	// ForeignCleanup: a requester deletes a finished pod of another environment, as jobs
+	// do that clean up. No Airflow task has found that pod for its own.
+	ForeignCleanup Reason = "ForeignCleanup"
 	// IdentityChanged: an update would change which task the pod belongs to.
 	IdentityChanged Reason = "IdentityChanged"
 )
@@ -195,6 +198,12 @@ func deny(reason Reason, existing *taskpod.Pod, message, discreet string) Decisi
 func Contended(n Submission, s Settings) Decision {
 	unknown := taskpod.Pod{Namespace: n.Pod.Namespace}
 	return deny(InFlight, nil, duplicateMessage(InFlight, n, unknown, s), discreetDuplicate(InFlight, n, unknown, s))
+}
+
+// Abandoned returns the denial of a submission that conflicts with a pod of an environment
+// that no longer exists. No Airflow waits for that pod.
+func Abandoned(n Submission, x taskpod.Pod, s Settings) Decision {
+	return deny(DuplicateEnvironment, &x, abandonedMessage(n, x, s), discreetDuplicate(DuplicateEnvironment, n, x, s))
 }
 
 // decideAlone decides what depends on the new pod and its requester only.

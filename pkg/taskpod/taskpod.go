@@ -8,7 +8,9 @@
 package taskpod
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -85,10 +87,88 @@ type Pod struct {
 	Mirror bool
 	// Phase is empty if only the metadata is known.
 	Phase corev1.PodPhase
-	// Deleting is true once the pod has a deletionTimestamp.
+	// Over is the end of the base container while others run on, and nil otherwise.
+	Over *Over
+	// Deleting is true once the pod has a deletionTimestamp. Deletion has what prevents
+	// its end, if the whole pod is known.
 	Deleting bool
+	Deletion Deletion
 	// Created is zero for a pod that does not exist yet.
 	Created time.Time
+}
+
+// Over is the state of a pod whose task is over although the pod runs: its base container
+// has ended, and others, such as a service mesh's, have not.
+type Over struct {
+	// Container is the name of the base container, and At is when it ended.
+	Container string
+	At        time.Time
+	// Running are the names of the others.
+	Running []string
+}
+
+// Deletion is the state of a pod that is being deleted.
+type Deletion struct {
+	// Due is when the kubelet kills the pod: the deletionTimestamp, which includes the
+	// grace period.
+	Due time.Time
+	// Finalizers and Node are what a pod waits for that stays longer.
+	Finalizers []string
+	Node       string
+}
+
+// WaitsFor returns in words what the end of the pod waits for.
+func (d Deletion) WaitsFor() string {
+	var parts []string
+	if len(d.Finalizers) > 0 {
+		parts = append(parts, "its finalizers: "+strings.Join(d.Finalizers, ", "))
+	}
+	if d.Node != "" {
+		parts = append(parts, "the kubelet of node "+d.Node)
+	}
+	if len(parts) == 0 {
+		return "it waits for the API server"
+	}
+	return "it waits for " + strings.Join(parts, "; ")
+}
+
+// baseContainer is the name of the container of the task, unless the operator sets
+// base_container_name. Airflow puts it first.
+const baseContainer = "base"
+
+// FromPod returns the Pod of an object.
+func FromPod(object *corev1.Pod) Pod {
+	p := FromMeta(object, object.Status.Phase)
+	p.Over = overOf(object)
+	if p.Deleting {
+		p.Deletion = Deletion{Due: object.DeletionTimestamp.Time, Finalizers: object.Finalizers, Node: object.Spec.NodeName}
+	}
+	return p
+}
+
+func overOf(object *corev1.Pod) *Over {
+	if object.Status.Phase != corev1.PodRunning || object.Spec.RestartPolicy != corev1.RestartPolicyNever || len(object.Spec.Containers) == 0 {
+		return nil
+	}
+	name := object.Spec.Containers[0].Name
+	if slices.ContainsFunc(object.Spec.Containers, func(c corev1.Container) bool { return c.Name == baseContainer }) {
+		name = baseContainer
+	}
+	over := &Over{Container: name}
+	for _, c := range object.Status.ContainerStatuses {
+		switch {
+		case c.Name == name && c.State.Terminated == nil:
+			return nil
+		case c.Name == name:
+			over.At = c.State.Terminated.FinishedAt.Time
+		case c.State.Terminated == nil:
+			over.Running = append(over.Running, c.Name)
+		}
+	}
+	if over.At.IsZero() || len(over.Running) == 0 {
+		return nil
+	}
+	return over
 }
 
 // FromMeta returns the Pod of an object's metadata and phase. The phase is "" if
@@ -127,10 +207,10 @@ func (p Pod) Guarded() bool {
 // it.
 func (p Pod) Checked() bool { return p.Labels[LabelChecked] == True }
 
-// Finished reports whether the pod has ended or is being deleted. A pod that is
-// not finished is live, and so is a pod of unknown phase.
+// Finished reports whether the task of the pod has ended, or the pod is being deleted. A
+// pod that is not finished is live, and so is a pod of unknown phase.
 func (p Pod) Finished() bool {
-	return p.Deleting || p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed
+	return p.Deleting || p.Over != nil || p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed
 }
 
 // Try returns the try number, and whether the pod has one.

@@ -202,3 +202,54 @@ func TestFinishedAndTry(t *testing.T) {
 		}
 	}
 }
+
+// A task is over when its base container has ended, whatever runs beside it.
+func TestFromPod(t *testing.T) {
+	at := metav1.NewTime(time.Date(2023, 3, 8, 9, 0, 0, 0, time.UTC))
+	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: at}}
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	type status = corev1.ContainerStatus
+	for name, tc := range map[string]struct {
+		containers string
+		statuses   []status
+		change     func(*corev1.Pod)
+		want       *Over
+	}{
+		"a sidecar runs on":      {"base istio-proxy", []status{{Name: "base", State: ended}, {Name: "istio-proxy", State: running}}, nil, &Over{"base", at.Time, []string{"istio-proxy"}}},
+		"a sidecar goes first":   {"istio-proxy base", []status{{Name: "istio-proxy", State: running}, {Name: "base", State: ended}}, nil, &Over{"base", at.Time, []string{"istio-proxy"}}},
+		"another name":           {"main side", []status{{Name: "main", State: ended}, {Name: "side", State: running}}, nil, &Over{"main", at.Time, []string{"side"}}},
+		"a sidecar has not come": {"base side", []status{{Name: "base", State: ended}, {Name: "side", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{}}}}, nil, &Over{"base", at.Time, []string{"side"}}},
+		"the base runs":          {"base side", []status{{Name: "base", State: running}, {Name: "side", State: ended}}, nil, nil},
+		"all have ended":         {"base side", []status{{Name: "base", State: ended}, {Name: "side", State: ended}}, nil, nil},
+		"no status":              {"base side", nil, nil, nil},
+		"it is restarted":        {"base side", []status{{Name: "base", State: ended}, {Name: "side", State: running}}, func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyAlways }, nil},
+		"no containers":          {"", nil, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := &corev1.Pod{
+				Spec:   corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever},
+				Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: tc.statuses},
+			}
+			for _, container := range strings.Fields(tc.containers) {
+				pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: container})
+			}
+			if tc.change != nil {
+				tc.change(pod)
+			}
+			got := FromPod(pod)
+			if diff := cmp.Diff(tc.want, got.Over); diff != "" || got.Finished() != (tc.want != nil) {
+				t.Error(diff, got.Finished())
+			}
+		})
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &at, Finalizers: []string{"a/b", "c/d"}}, Spec: corev1.PodSpec{NodeName: "n1"}}
+	for _, want := range []string{"it waits for its finalizers: a/b, c/d; the kubelet of node n1", "it waits for the kubelet of node n1", "it waits for the API server"} {
+		if got := FromPod(pod); got.Deletion.WaitsFor() != want || !got.Deletion.Due.Equal(at.Time) {
+			t.Errorf("%q, want %q", got.Deletion.WaitsFor(), want)
+		}
+		if pod.Finalizers == nil {
+			pod.Spec.NodeName = ""
+		}
+		pod.Finalizers = nil
+	}
+}

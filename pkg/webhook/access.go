@@ -71,7 +71,7 @@ func (a *access) handle(ctx context.Context, req admission.Request) (requester p
 		return requester, allowed, nil
 	}
 	decision = policy.DecideAccess(access, a.settings)
-	if decision.Reason == policy.ForeignEnvironment {
+	if decision.Reason == policy.ForeignEnvironment || decision.Reason == policy.ForeignCleanup {
 		// The label may have changed since the requester created the pod. A claim that
 		// cannot be read proves nothing: the hook fails open in other cases only.
 		if access.Creator, err = a.claims.Creator(ctx, access.Pod, requester); err != nil {

@@ -78,7 +78,27 @@ func (g *guard) handle(ctx context.Context, req admission.Request) (environment 
 	}
 	n := policy.Submission{Pod: pod, Requester: requester, Now: g.now()}
 	decision, err := g.admit(ctx, n, isDryRun(req))
+	if err == nil && decision.Reason == policy.DuplicateEnvironment {
+		decision = g.abandoned(ctx, n, decision)
+	}
 	return requester.Environment, decision, err
+}
+
+// abandoned returns a denial that says so if the environment of the existing pod no
+// longer exists.
+func (g *guard) abandoned(ctx context.Context, n policy.Submission, decision policy.Decision) policy.Decision {
+	environment := decision.Existing.Environment(g.settings.EnvironmentLabel)
+	if environment == "" {
+		return decision
+	}
+	exists, err := g.resolver.Exists(ctx, environment)
+	if err != nil {
+		ctrllog.FromContext(ctx).Error(brief(err), "Could not look for an environment")
+	}
+	if exists || err != nil {
+		return decision
+	}
+	return policy.Abandoned(n, *decision.Existing, g.settings)
 }
 
 // admit decides on a task pod. If it admits the pod, it has written the claim and

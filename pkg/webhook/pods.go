@@ -53,7 +53,7 @@ func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Exis
 	if err != nil {
 		return nil, unreadable(x.Namespace, x.Name, err)
 	}
-	return &policy.Existing{Pod: taskpod.FromMeta(&pod, pod.Status.Phase)}, nil
+	return &policy.Existing{Pod: taskpod.FromPod(&pod)}, nil
 }
 
 // named returns the pod with a name, or nil if there is none. The cache has task

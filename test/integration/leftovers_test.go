@@ -1,0 +1,148 @@
+package integration
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/solepod/solepod/pkg/audit"
+	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/test/fixture"
+)
+
+// report is what audit says of the namespace of the pods.
+func (w *world) report(ctx context.Context, options audit.Options) audit.Report {
+	w.t.Helper()
+	settings := config.Default()
+	cluster, err := audit.Source{Client: w.admin, Namespace: "solepod-system", Configuration: settings}.Collect(ctx)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	options.Settings, options.Namespaces, options.Now = settings.Policy(), []string{w.jobs}, time.Now().Add(2*time.Minute)
+	return audit.Scan(cluster, options)
+}
+
+// The base container has ended, and a sidecar runs on: the task is over.
+func TestBaseContainerEnded(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "over")
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	pod := w.pod("x")
+	pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "istio-proxy", Image: "istio"})
+	if err := alpha.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.create(production, "live"); reasonIn(err) != "403 Forbidden DuplicateEnvironment" {
+		t.Errorf("while it runs: %v", err)
+	}
+	pod.Status.Phase = corev1.PodRunning
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{
+		{Name: "base", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: metav1.Now()}}},
+		{Name: "istio-proxy", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}}},
+	}
+	if err := w.admin.Status().Update(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.create(production, "n")
+	if got := reasonIn(err); got != "409 Conflict LeftoverEnvironment" || !strings.Contains(err.Error(), "ago and istio-proxy runs on)") {
+		t.Errorf("%v", err)
+	}
+	r := w.report(t.Context(), audit.Options{})
+	if len(r.Leftovers) != 1 || r.Leftovers[0].Reason != "BaseContainerEnded" || r.Leftovers[0].Safe || !strings.HasSuffix(r.Leftovers[0].Detail, "ago, and istio-proxy runs on") {
+		t.Errorf("%+v", r.Leftovers)
+	}
+	if r := w.report(t.Context(), audit.Options{AbandonedAfter: time.Minute}); len(r.Reclaimable()) != 1 {
+		t.Errorf("%+v", r.Leftovers)
+	}
+	w.mustCreate(alpha, "again") // its own Airflow goes on
+}
+
+// A finalizer keeps a deleted pod. To mark it as checked is a cure that works.
+func TestStuckTerminating(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "stuck")
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	pod := w.pod("x")
+	pod.Finalizers = []string{"example.com/keep"}
+	if err := alpha.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.admin.Patch(context.Background(), pod, merge(`{"metadata":{"finalizers":null}}`)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := alpha.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.create(production, "n")
+	if got := reasonIn(err); got != "409 Conflict LeftoverEnvironment" || !strings.Contains(err.Error(), "being deleted, with the finalizers example.com/keep)") ||
+		!strings.Contains(err.Error(), "Label that pod already_checked=True") {
+		t.Errorf("%v", err)
+	}
+	r := w.report(t.Context(), audit.Options{})
+	if len(r.Leftovers) != 1 || r.Leftovers[0].Reason != "StuckTerminating" || !strings.Contains(r.Leftovers[0].Detail, "its finalizers: example.com/keep") {
+		t.Errorf("%+v", r.Leftovers)
+	}
+	if err := alpha.Patch(t.Context(), pod, merge(`{"metadata":{"labels":{"already_checked":"True"}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	w.mustCreate(production, "n")
+}
+
+// A job of production that cleans up deletes finished pods of alpha, too. Nobody is
+// paged for that.
+func TestForeignCleanup(t *testing.T) {
+	g := shared.Run(t, plane)
+	w := newWorld(t, "reaper")
+	pod := w.mustCreate(w.airflow("alpha"), "x")
+	pod.Status.Phase = corev1.PodSucceeded
+	if err := w.admin.Status().Update(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	err := w.airflow("production").Delete(t.Context(), pod)
+	if got := reasonIn(err); got != "403 Forbidden ForeignCleanup" || !strings.Contains(err.Error(), "let it select pods with the label airflow-environment=production") {
+		t.Errorf("%v", err)
+	}
+	metrics, err := g.Metrics(t.Context())
+	if err != nil || !strings.Contains(string(metrics), `reason="ForeignCleanup"`) || strings.Contains(string(metrics), `solepod_foreign_access_total{from="production",operation="DELETE",to="alpha",verdict="denied"}`) {
+		t.Errorf("%v\n%s", err, metrics)
+	}
+}
+
+// The namespace of alpha's Airflow is gone, and its pod runs on.
+func TestEnvironmentIsGone(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "gone")
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.prefix + "-alpha"}}
+	alpha := w.airflow("alpha")
+	if err := w.admin.Patch(t.Context(), namespace, merge(`{"metadata":{"labels":{"airflow-environment":"dev-42"}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	fixture.Eventually(t, func() error {
+		_, err := w.create(alpha, "x dev-42?")
+		return err
+	})
+	if err := w.admin.Patch(t.Context(), namespace, merge(`{"metadata":{"labels":{"airflow-environment":null}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	want := "No namespace, no ServiceAccount and no configuration names environment dev-42. If no Airflow waits for that pod, remove it: solepod reclaim --yes gone-jobs/x [DuplicateEnvironment]"
+	fixture.Eventually(t, func() error { // the watch has seen it
+		_, err := w.create(w.airflow("production"), "n")
+		if err == nil || reasonIn(err) != "403 Forbidden DuplicateEnvironment" {
+			t.Fatalf("%v", err)
+		}
+		if strings.Contains(err.Error(), want) {
+			return nil
+		}
+		return err
+	})
+	if r := w.report(t.Context(), audit.Options{AbandonedAfter: time.Second}); len(r.Reclaimable()) != 1 {
+		t.Errorf("%+v", r.Orphans)
+	}
+}
