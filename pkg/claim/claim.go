@@ -264,6 +264,8 @@ type observation struct {
 	found *taskpod.Pod
 	// gone is true if the pod itself has existed and was deleted.
 	gone bool
+	// other is the UID of a pod with the name of the holder that is no pod of the task.
+	other types.UID
 	// creator is the requester of the holder, with the environment that it has now.
 	creator policy.Requester
 }
@@ -314,6 +316,9 @@ func decide(n policy.Submission, mine Holder, seen []observation, s policy.Setti
 			if !x.itself() && !x.found.Checked() && !holdsUID(seen, x.found.UID) {
 				holders = append(holders, holderOf(*x.found, s.EnvironmentLabel, x.found.Created))
 			}
+		}
+		if x.other != "" && x.Pod == n.Pod.Name {
+			existing = append(existing, policy.Existing{Pod: taskpod.Pod{Namespace: n.Pod.Namespace, Name: x.Pod, UID: x.other}})
 		}
 		switch {
 		case x.Family && mine.Family: // mapped pods do not collide with mapped pods

@@ -249,10 +249,15 @@ func TestTake(t *testing.T) {
 			"DuplicateEnvironment: x/x1@1m30s"},
 		// A replayed request must not reject itself, nor forget its first attempt.
 		"replayed with another UID": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n alpha~", "admit: n/n0@1s n/n1@0s"},
-		"sent again, the pod is there": {[]client.Object{lease("n", held("n alpha~", "n0", long)), newPod("n alpha~", "n0")}, "n alpha~",
-			"admit: n/n0@1m30s n/n1@0s"},
-		"written before":               {[]client.Object{lease("n", held("n alpha~", "n1", time.Second))}, "n alpha~", "admit: n/n1@0s"},
-		"same name, other environment": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n beta~", "admit: n/n0@1s n/n1@0s"},
+		// What the API server refuses for its name adds no holder.
+		"its own name is taken":          {[]client.Object{lease("n", held("n alpha~", "n0", long)), newPod("n alpha~", "n0")}, "n alpha~", "NameTaken: n/n0@1m30s"},
+		"taken by another environment":   {[]client.Object{lease("n", held("n beta!", "n0", long)), newPod("n beta!", "n0")}, "n alpha!", "DuplicateEnvironment: n/n0@1m30s"},
+		"taken, and ended":               {[]client.Object{lease("n", held("n beta!", "n0", long)), ended(newPod("n beta!", "n0"))}, "n alpha!", "LeftoverEnvironment: n/n0@1m30s"},
+		"taken by a pod of another task": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second)), newPod("n alpha~ task_id=other", "n2")}, "n alpha~", "NameTaken: n/n0@1s"},
+		"taken by a pod that is no task": {[]client.Object{lease("n", held("n alpha~", "n0", time.Second)), newPod("n kubernetes_pod_operator-", "n2")}, "n alpha~", "NameTaken: n/n0@1s"},
+		"the name of another is taken":   {[]client.Object{lease("n", held("x alpha~", "x0", long)), newPod("x kubernetes_pod_operator-", "x2")}, "n alpha~", "admit: n/n1@0s"},
+		"written before":                 {[]client.Object{lease("n", held("n alpha~", "n1", time.Second))}, "n alpha~", "admit: n/n1@0s"},
+		"same name, other environment":   {[]client.Object{lease("n", held("n alpha~", "n0", time.Second))}, "n beta~", "admit: n/n0@1s n/n1@0s"},
 		// An unreadable claim may have any holder.
 		"no annotation":                         {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations = nil })}, "n", "InFlight: garbage /@0s"},
 		"no JSON":                               {[]client.Object{garbage(func(l *coordinationv1.Lease) { l.Annotations[annotationHolders] = "hello" })}, "n", "InFlight: garbage /@0s"},

@@ -251,6 +251,8 @@ func lookUpPod(ctx context.Context, api API, id taskpod.Identity, h Holder, ende
 	pod := taskpod.FromPod(&object)
 	if of, ok := pod.Identity(); !missing && ok && of == id && pod.Guarded() {
 		x.found = &pod
+	} else if !missing {
+		x.other = object.UID
 	}
 	return x, nil
 }

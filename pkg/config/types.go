@@ -119,7 +119,8 @@ const (
 	// RetriesAllow does not change the earlier pod.
 	RetriesAllow Retries = "Allow"
 	// RetriesSupersede marks the earlier pod as checked, so that Airflow no
-	// longer finds it, and deletes it.
+	// longer finds it, and deletes it. It does the same to a pod of an equal try that is
+	// older than a minute. It has an effect only if Enforcement is Deny.
 	RetriesSupersede Retries = "Supersede"
 )
 
@@ -165,7 +166,7 @@ func (c *Configuration) Policy() policy.Settings {
 		EnvironmentLabel: c.EnvironmentLabel,
 		RequireDeclared:  c.Injection == InjectionRequire,
 		Discreet:         c.Disclosure == DisclosureDiscreet,
-		SupersedeRetries: c.Retries == RetriesSupersede,
+		SupersedeRetries: c.Retries == RetriesSupersede && c.Enforcement == EnforcementDeny,
 	}
 }
 

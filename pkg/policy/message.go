@@ -24,6 +24,9 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		cure = "Pause the DAG in one of the two environments, or " + howToSeparate
 	case DuplicateTry:
 		cure = "Wait until that pod has ended, or delete it if no Airflow task is waiting for it"
+		if equalTry(n.Pod, x) && x.Name != "" {
+			cure += fmt.Sprintf(", for example because a deferred task was cleared: kubectl delete pod --namespace %s %s", safe(x.Namespace), safe(x.Name))
+		}
 		switch {
 		case n.Pod.Environment(s.EnvironmentLabel) == "":
 			cure += fmt.Sprintf("; if it belongs to another Airflow, label the namespace of each Airflow with %s", s.EnvironmentLabel)
@@ -34,12 +37,17 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		}
 	case InFlight:
 		cure = tryAgain
+	case NameTaken:
+		cure = anotherName
 	case LeftoverEnvironment:
 		do := "Delete that pod or label it"
 		if x.Deleting {
 			do = "Label that pod" // it is deleted already
 		}
 		cure = fmt.Sprintf("%s %s=%s and try again, or %s", do, taskpod.LabelChecked, taskpod.True, howToSeparate)
+	}
+	if x.Name == n.Pod.Name && x.Name != "" {
+		cure = anotherName
 	}
 	return compose(reason, conflictOf(reason, x),
 		"Existing pod: "+describePod(x, n.Now, s),
@@ -64,6 +72,8 @@ func conflictOf(reason Reason, x taskpod.Pod) string {
 		return "another Airflow environment is already running this task"
 	case reason == InFlight:
 		return "another pod of this task is being created"
+	case reason == NameTaken:
+		return "another pod has this name"
 	case reason == LeftoverEnvironment && x.Deleting:
 		return "a pod of another Airflow environment that is being deleted still matches this task's selector"
 	case reason == LeftoverEnvironment && x.Over != nil:
@@ -74,6 +84,8 @@ func conflictOf(reason Reason, x taskpod.Pod) string {
 		return "this task already has a live pod"
 	}
 }
+
+const anotherName = "The name is taken: leave random_name_suffix of the operator at True, or use another name"
 
 const tryAgain = "Try again in a few seconds; recent Airflow providers do so automatically"
 
@@ -88,6 +100,8 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 	switch reason {
 	case InFlight:
 		cure = tryAgain
+	case NameTaken:
+		cure = anotherName
 	case DuplicateEnvironment:
 		cure = "Pause the DAG in one of the two environments, or let both declare their environment"
 	}

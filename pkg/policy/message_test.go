@@ -55,7 +55,8 @@ func TestMessages(t *testing.T) {
 			create("n production~", "production", defaults(), Existing{Pod: pod("x production~")}),
 			"solepod: this task already has a live pod. " +
 				"Existing pod: data-jobs/x, environment production (stamped, not declared), phase Running, try 1, age 77s. " + task + asked +
-				"Wait until that pod has ended, or delete it if no Airflow task is waiting for it [DuplicateTry]",
+				"Wait until that pod has ended, or delete it if no Airflow task is waiting for it, " +
+				"for example because a deferred task was cleared: kubectl delete pod --namespace data-jobs x [DuplicateTry]",
 		},
 		"guessed, perhaps of another Airflow": {
 			create("n production~", "guess:production", defaults(), Existing{Pod: pod("x production~")}),

@@ -32,7 +32,8 @@ type Settings struct {
 	// (disclosure: Discreet).
 	Discreet bool
 	// SupersedeRetries replaces the pod of an earlier try of the same environment
-	// by the pod of a later one (retries: Supersede). Otherwise both exist.
+	// by the pod of a later one, and an older pod of the same try (retries: Supersede).
+	// Otherwise both exist, or the new one is denied.
 	SupersedeRetries bool
 }
 
@@ -70,8 +71,11 @@ func (r Requester) sameAirflow(o Requester) bool {
 
 // Submission is a request to create a pod.
 type Submission struct {
-	Pod       taskpod.Pod
-	Requester Requester
+	Pod taskpod.Pod
+	// GeneratesName is true if the API server has made the name, and makes another one if
+	// it is taken.
+	GeneratesName bool
+	Requester     Requester
 	// Now is the time that ages in messages refer to.
 	Now time.Time
 }
@@ -96,13 +100,16 @@ const (
 	// selector of the new pod, or the new pod would match its selector.
 	DuplicateEnvironment Reason = "DuplicateEnvironment"
 	// DuplicateTry: a live pod of the same environment runs the same try, or a
-	// later one.
+	// later one, and is not superseded.
 	DuplicateTry Reason = "DuplicateTry"
 	// InFlight: the conflicting pod is being created. The next attempt will find it.
 	InFlight Reason = "InFlight"
 	// LeftoverEnvironment: a finished pod of another environment still matches the
 	// selector.
 	LeftoverEnvironment Reason = "LeftoverEnvironment"
+	// NameTaken: another pod of the same name exists. The API server would return
+	// AlreadyExists.
+	NameTaken Reason = "NameTaken"
 	// EnvironmentMismatch: the environment label of the pod names another
 	// environment than the requester's.
 	EnvironmentMismatch Reason = "EnvironmentMismatch"
@@ -127,7 +134,7 @@ const (
 // (10.11.0+).
 func (r Reason) code() int32 {
 	switch r {
-	case InFlight, LeftoverEnvironment:
+	case InFlight, LeftoverEnvironment, NameTaken:
 		return 409 // Conflict
 	default:
 		return 403 // Forbidden
@@ -155,8 +162,8 @@ type Decision struct {
 
 // Decide decides whether a task pod may be created in addition to the existing
 // pods. It ignores existing pods that do not matter: pods of other tasks, checked
-// pods, pods of controllers, and a pod of the same name, for which the API server
-// returns AlreadyExists.
+// pods, and pods of controllers. Nothing can be created beside a pod of the same name,
+// whatever that is.
 func Decide(n Submission, existing []Existing, s Settings) Decision {
 	if !n.Pod.Guarded() {
 		return Decision{Allowed: true}
@@ -169,6 +176,12 @@ func Decide(n Submission, existing []Existing, s Settings) Decision {
 		supersede []taskpod.Pod
 	)
 	for _, x := range existing {
+		if x.Name == n.Pod.Name {
+			if reason := decideName(n, x, s); reason != "" {
+				conflicts = append(conflicts, conflict{reason, x.Pod})
+			}
+			continue
+		}
 		if !matters(n.Pod, x.Pod) {
 			continue
 		}
@@ -229,12 +242,31 @@ func decideAlone(n Submission, s Settings) Reason {
 // matters reports whether the selector of n could match x, or that of x match n,
 // environments aside.
 func matters(n, x taskpod.Pod) bool {
-	if !x.Guarded() || x.Checked() || x.Name == n.Name {
+	if !x.Guarded() || x.Checked() {
 		return false
 	}
 	nid, _ := n.Identity()
 	xid, _ := x.Identity()
 	return nid.Overlaps(xid)
+}
+
+// decideName decides on creating n while x has its name. The API server would refuse n in
+// any case. So n is denied, because a holder in the claim would outlast it. A pod in
+// flight of that name may be n itself, sent again by the API server.
+func decideName(n Submission, x Existing, s Settings) Reason {
+	key := s.EnvironmentLabel
+	nid, _ := n.Pod.Identity()
+	xid, task := x.Identity()
+	switch {
+	case x.InFlight || x.UID == n.Pod.UID:
+		return ""
+	case n.GeneratesName, !task, !nid.Overlaps(xid), x.Checked(),
+		n.Pod.Environment(key) == x.Environment(key), n.Requester.sameAirflow(x.Creator):
+		return NameTaken
+	case x.Finished():
+		return LeftoverEnvironment
+	}
+	return DuplicateEnvironment
 }
 
 // verdict is the decision for one pair of pods. The zero value admits n.
@@ -271,6 +303,8 @@ func decidePair(of Submission, x Existing, s Settings) verdict {
 
 	case x.Finished():
 		return verdict{}
+	case s.SupersedeRetries && !x.InFlight && equalTry(n, x.Pod) && of.Now.Sub(x.Created) >= sameTryAgain:
+		return verdict{supersede: true}
 	default:
 		return verdict{reason: liveReason(x, DuplicateTry)}
 	}
@@ -291,6 +325,18 @@ func newerTry(n, x taskpod.Pod) bool {
 	return nOK && xOK && nTry > xTry
 }
 
+// equalTry reports whether n and x are of the same try. It is false if one of them has no
+// try number.
+func equalTry(n, x taskpod.Pod) bool {
+	nTry, nOK := n.Try()
+	xTry, xOK := x.Try()
+	return nOK && xOK && nTry == xTry
+}
+
+// sameTryAgain is the minimum age of a pod that a pod of the same try supersedes. Airflow
+// before 2.10 does not count a try if a deferred task is cleared.
+const sameTryAgain = time.Minute
+
 // conflict is an existing pod for which n is denied.
 type conflict struct {
 	reason Reason
@@ -300,7 +346,7 @@ type conflict struct {
 // compareConflicts puts the conflict first that the message reports: one that
 // does not end by waiting, and of those the one with the oldest pod.
 func compareConflicts(a, b conflict) int {
-	severity := []Reason{DuplicateEnvironment, DuplicateTry, InFlight, LeftoverEnvironment}
+	severity := []Reason{DuplicateEnvironment, DuplicateTry, InFlight, LeftoverEnvironment, NameTaken}
 	return cmp.Or(
 		cmp.Compare(slices.Index(severity, a.reason), slices.Index(severity, b.reason)),
 		a.pod.Created.Compare(b.pod.Created),

@@ -100,6 +100,7 @@ func TestTable(t *testing.T) {
 		"other":                {duplicate, leftover, inFlight},
 		"same/newer/Allow":     {"admit", "admit", "admit"},
 		"same/newer/Supersede": {"supersede x", "supersede x", inFlight},
+		"same/equal/Supersede": {"supersede x", "admit", inFlight}, // x is older than a minute
 		"same/other":           {sameTry, "admit", inFlight},
 	}
 	rows := 0
@@ -110,6 +111,8 @@ func TestTable(t *testing.T) {
 					row := relation
 					if row == "same" {
 						switch {
+						case tries == "try_number=2" && supersede:
+							row = "same/equal/Supersede"
 						case tries != "try_number=3":
 							row = "same/other"
 						case supersede:
@@ -288,6 +291,53 @@ func TestEvidence(t *testing.T) {
 		if got := summary(Decide(submit(pods[0], ""), []Existing{{Pod: pod(pods[1])}}, defaults())); got != want {
 			t.Errorf("%s with %s: %s, want %s", pods[0], pods[1], got, want)
 		}
+	}
+}
+
+// A pod of the same try is superseded once it is old enough not to be a second worker's.
+func TestEqualTry(t *testing.T) {
+	s := defaults()
+	s.SupersedeRetries = true
+	for ago, want := range map[time.Duration]string{59 * time.Second: "403 DuplicateTry", time.Minute: "supersede x"} {
+		x := pod("x alpha~")
+		x.Created = now.Add(-ago)
+		if got := summary(Decide(submit("n alpha~", "alpha"), []Existing{{Pod: x}}, s)); got != want {
+			t.Errorf("%s: %s, want %s", ago, got, want)
+		}
+	}
+}
+
+// Nothing can be created beside a pod of the same name.
+func TestNameTaken(t *testing.T) {
+	for name, tc := range map[string]struct {
+		n, x              string
+		generates, flying bool
+		want              string
+	}{
+		"its own":                               {"n alpha~", "n alpha~", false, false, "409 NameTaken"},
+		"its own, ended":                        {"n alpha~ try_number=2", "n alpha~ Failed", false, false, "409 NameTaken"},
+		"of another environment":                {"n alpha~", "n prod~", false, false, "403 DuplicateEnvironment"},
+		"of another environment, both declared": {"n alpha!", "n prod!", false, false, "403 DuplicateEnvironment"},
+		"of another environment, ended":         {"n alpha!", "n prod! Failed", false, false, "409 LeftoverEnvironment"},
+		"of another environment, checked":       {"n alpha!", "n prod! already_checked=True", false, false, "409 NameTaken"},
+		"of another environment, generated":     {"n alpha!", "n prod!", true, false, "409 NameTaken"},
+		"of another task":                       {"n alpha~", "n prod~ task_id=other", false, false, "409 NameTaken"},
+		"of another program":                    {"n alpha~", "n kubernetes_pod_operator-", false, false, "409 NameTaken"},
+		"in flight":                             {"n alpha~", "n alpha~", false, true, "admit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := submit(tc.n, "")
+			n.Pod.UID, n.GeneratesName = "n1", tc.generates
+			x := Existing{Pod: pod(tc.x), InFlight: tc.flying}
+			x.UID = "n0"
+			if got := summary(Decide(n, []Existing{x}, defaults())); got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+			x.UID = "n1" // itself: an update makes it a task pod
+			if got := summary(Decide(n, []Existing{x}, defaults())); got != "admit" {
+				t.Errorf("beside itself: %s", got)
+			}
+		})
 	}
 }
 

@@ -76,7 +76,7 @@ func (g *guard) handle(ctx context.Context, req admission.Request) (environment 
 	if err != nil {
 		return "", policy.Decision{}, err
 	}
-	n := policy.Submission{Pod: pod, Requester: requester, Now: g.now()}
+	n := policy.Submission{Pod: pod, Requester: requester, GeneratesName: object.GenerateName != "", Now: g.now()}
 	decision, err := g.admit(ctx, n, isDryRun(req))
 	if err == nil && decision.Reason == policy.DuplicateEnvironment {
 		decision = g.abandoned(ctx, n, decision)
@@ -173,6 +173,10 @@ func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decisio
 	cached, err := g.pods.cached(id)
 	if err != nil {
 		return policy.Decision{}, err
+	}
+	if named := g.pods.cachedNamed(ctx, n.Pod); named != nil && named.UID != n.Pod.UID &&
+		!slices.ContainsFunc(cached, func(x policy.Existing) bool { return x.Name == n.Pod.Name }) {
+		cached = append(cached, policy.Existing{Pod: *named}) // of another task
 	}
 	var current []policy.Existing
 	asked := map[string]bool{} // for their creators

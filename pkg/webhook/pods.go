@@ -56,6 +56,16 @@ func (r podReader) current(ctx context.Context, x policy.Existing) (*policy.Exis
 	return &policy.Existing{Pod: taskpod.FromPod(&pod)}, nil
 }
 
+// cachedNamed returns the cached pod with the name of a pod, or nil.
+func (r podReader) cachedNamed(ctx context.Context, pod taskpod.Pod) *taskpod.Pod {
+	object := metadata.Object("Pod")
+	if err := r.cache.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: pod.Name}, object); err != nil {
+		return nil // the claim finds it
+	}
+	named := taskpod.FromMeta(object, "")
+	return &named
+}
+
 // named returns the pod with a name, or nil if there is none. The cache has task
 // pods only.
 func (r podReader) named(ctx context.Context, namespace, name string) (*taskpod.Pod, error) {

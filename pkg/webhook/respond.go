@@ -51,7 +51,7 @@ func (e enforcer) respond(ctx context.Context, req admission.Request, environmen
 	case config.EnforcementDeny:
 		verdict = verdictDenied
 		response.Result = &metav1.Status{
-			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d.Code), Message: d.PublicMessage,
+			Status: metav1.StatusFailure, Code: d.Code, Reason: statusReason(d), Message: d.PublicMessage,
 		}
 	case config.EnforcementWarn:
 		verdict = verdictWarned
@@ -104,10 +104,14 @@ func oneLine(message string) string {
 // brief shortens an error for a log: it may quote a forged review.
 func brief(err error) error { return errors.New(oneLine(err.Error())) }
 
-// statusReason returns Forbidden or Conflict. On AlreadyExists, the API server would
-// repeat a create with generateName.
-func statusReason(code int32) metav1.StatusReason {
-	if code == http.StatusConflict {
+// statusReason returns Forbidden or Conflict. On AlreadyExists, the API server repeats a
+// create with generateName under another name, which helps if the name is taken, and
+// only then.
+func statusReason(d policy.Decision) metav1.StatusReason {
+	switch {
+	case d.Reason == policy.NameTaken:
+		return metav1.StatusReasonAlreadyExists
+	case d.Code == http.StatusConflict:
 		return metav1.StatusReasonConflict
 	}
 	return metav1.StatusReasonForbidden

@@ -6,12 +6,16 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/audit"
+	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
+	"github.com/solepod/solepod/pkg/taskpod"
 	"github.com/solepod/solepod/test/fixture"
 )
 
@@ -145,4 +149,55 @@ func TestEnvironmentIsGone(t *testing.T) {
 	if r := w.report(t.Context(), audit.Options{AbandonedAfter: time.Second}); len(r.Reclaimable()) != 1 {
 		t.Errorf("%+v", r.Orphans)
 	}
+}
+
+// Creates that the API server refuses for their name fill no claim, and keep no pod out.
+func TestTakenNames(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "names")
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	pod := w.mustCreate(alpha, "fixed")
+	for range 80 {
+		if _, err := w.create(alpha, "fixed"); !apierrors.IsAlreadyExists(err) || reasonIn(err) != "409 AlreadyExists NameTaken" {
+			t.Fatalf("%v", err)
+		}
+		_, err := w.create(production, "fixed")
+		if reasonIn(err) != "403 Forbidden DuplicateEnvironment" || !strings.Contains(err.Error(), "The name is taken: leave random_name_suffix") {
+			t.Fatalf("%v", err)
+		}
+	}
+	w.mustCreate(alpha, "other try_number=2")
+	if holders := w.holders(pod); holders != 2 {
+		t.Errorf("%d holders", holders)
+	}
+	for _, name := range []string{"fixed", "other"} {
+		if err := alpha.Delete(t.Context(), w.pod(name), client.GracePeriodSeconds(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.mustCreate(alpha, "fixed") // without a wait for what was refused
+
+	// A pod that is no task has the name.
+	other := w.pod("service kubernetes_pod_operator-")
+	if err := w.admin.Create(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	for range 80 {
+		if _, err := w.create(alpha, "service run_id=service"); !apierrors.IsAlreadyExists(err) {
+			t.Fatalf("%v", err)
+		}
+	}
+	w.mustCreate(alpha, "another try_number=2 run_id=service")
+}
+
+// holders is the number of holders of the claim of a pod.
+func (w *world) holders(pod *corev1.Pod) int {
+	w.t.Helper()
+	id, _ := taskpod.FromMeta(pod, "").Identity()
+	var lease coordinationv1.Lease
+	if err := w.admin.Get(w.t.Context(), client.ObjectKey{Namespace: "solepod-system", Name: claim.Name(id)}, &lease); err != nil {
+		w.t.Fatal(err)
+	}
+	_, holders, _ := claim.Inspect(&lease)
+	return len(holders)
 }
