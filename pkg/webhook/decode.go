@@ -42,6 +42,13 @@ func isPod(req admission.Request) bool {
 	return req.Resource.Group == "" && req.Resource.Resource == "pods" && req.SubResource == ""
 }
 
+// updatesPod reports whether a review is about an update of a pod or of its status. Each
+// can change labels.
+func updatesPod(req admission.Request) bool {
+	return req.Resource.Group == "" && req.Resource.Resource == "pods" && req.Operation == admissionv1.Update &&
+		(req.SubResource == "" || req.SubResource == "status")
+}
+
 func isDryRun(req admission.Request) bool { return req.DryRun != nil && *req.DryRun }
 
 // requester resolves the requester. It fails if the caches are not usable: an empty

@@ -49,7 +49,8 @@ func (g *guard) Handle(ctx context.Context, req admission.Request) admission.Res
 
 // handle also returns the environment of the requester, "" if it is not needed.
 func (g *guard) handle(ctx context.Context, req admission.Request) (environment string, _ policy.Decision, _ error) {
-	if !isPod(req) || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
+	creates := isPod(req) && req.Operation == admissionv1.Create
+	if !creates && !updatesPod(req) {
 		return "", policy.Decision{Allowed: true}, nil
 	}
 	object, err := decodePod("object", req.Object, req)

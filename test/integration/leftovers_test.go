@@ -201,3 +201,39 @@ func (w *world) holders(pod *corev1.Pod) int {
 	_, holders, _ := claim.Inspect(&lease)
 	return len(holders)
 }
+
+// A pod becomes a task pod by an update of a subresource that can change labels.
+func TestLabelsBySubresource(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "subresource")
+	alpha, production := w.airflow("alpha"), w.airflow("production")
+	w.mustCreate(alpha, "x")
+	run := `{"metadata":{"labels":{"run_id":"` + w.pod("x").Labels["run_id"] + `"}}}`
+	for _, subresource := range []string{"", "status"} {
+		pod := w.mustCreate(production, "n"+subresource+" run_id-")
+		err := production.Patch(t.Context(), pod, merge(run))
+		if subresource != "" {
+			// An administrator is of no environment, and may update the status.
+			err = w.admin.SubResource(subresource).Patch(t.Context(), pod, merge(run))
+		}
+		if got := reasonIn(err); got != "403 Forbidden DuplicateEnvironment" {
+			t.Errorf("by %q: %v", subresource, err)
+		}
+	}
+	resized := w.mustCreate(production, "resized run_id-")
+	if err := w.admin.SubResource("resize").Patch(t.Context(), resized, merge(run)); err != nil || resized.Labels["run_id"] != "" {
+		t.Errorf("a resize changes labels: %v, %v", resized.Labels, err)
+	}
+	// A scheduler can add labels by a binding, which solepod does not see.
+	pod := w.mustCreate(production, "bound run_id-")
+	binding := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"run_id": w.pod("x").Labels["run_id"]}},
+		Target:     corev1.ObjectReference{Kind: "Node", Name: "node"},
+	}
+	if err := w.admin.SubResource("binding").Create(t.Context(), pod, binding); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.report(t.Context(), audit.Options{}); len(r.Collisions) != 1 {
+		t.Errorf("%+v", r)
+	}
+}
