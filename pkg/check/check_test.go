@@ -97,7 +97,7 @@ func TestHealthy(t *testing.T) {
 			}
 			for name, detail := range map[string]string{
 				"kubernetes": "v1.37.2", "deployment": "ghcr.io/solepod/solepod:v0.1.0", "replicas": "2 of 2", "spread": "2 nodes", "endpoints": "2",
-				"webhooks":    "access.solepod.io, connect.solepod.io, declare.solepod.io, guard.solepod.io, stamp.solepod.io",
+				"webhooks":    "access.solepod.io, connect.solepod.io, declare.solepod.io, guard.solepod.io, owner.solepod.io, stamp.solepod.io",
 				"certificate": "until 2026-11-24T15:00:00Z", "ca-bundle": "for solepod." + c.namespace + ".svc",
 				"labels": "alpha, production", "declare": "pods by environment: alpha 1, production 1", "undeclared": "alpha, production",
 				"stamp": "alpha in namespace airflow-alpha", "guard": "EnvironmentMismatch in namespace airflow-alpha",

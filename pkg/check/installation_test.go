@@ -415,6 +415,9 @@ func (c *cluster) admit(pod *corev1.Pod) error {
 		creates := func(r admissionregistrationv1.RuleWithOperations) bool {
 			return slices.Contains(r.Operations, admissionregistrationv1.Create) && slices.Contains(r.Resources, "pods")
 		}
+		if name == "owner.solepod.io" && metav1.GetControllerOf(pod) == nil {
+			return nil // its matchConditions
+		}
 		if service == nil || !slices.ContainsFunc(rules, creates) || !matches(namespaceSelector, namespace.Labels) || !matches(objectSelector, pod.Labels) {
 			return nil
 		}

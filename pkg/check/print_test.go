@@ -94,7 +94,7 @@ func TestShipped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(hooks) != 5 {
+	if len(hooks) != 6 {
 		t.Fatalf("%d hooks", len(hooks))
 	}
 	for name, h := range hooks {

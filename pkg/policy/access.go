@@ -30,10 +30,10 @@ type Access struct {
 	Now time.Time
 }
 
-// BecomesTaskPod reports whether an update turns a pod into a task pod. Decide
-// decides on such an update like on a create.
+// BecomesTaskPod reports whether an update turns a pod into a task pod that is guarded.
+// Decide decides on such an update like on a create.
 func BecomesTaskPod(before, after taskpod.Pod) bool {
-	return !before.IsTask() && after.IsTask()
+	return !before.Guarded() && after.Guarded()
 }
 
 // DecideAccess decides on a request for an existing task pod. It admits all
@@ -81,6 +81,8 @@ func identityChange(before, after taskpod.Pod, key string) string {
 		return "label " + key
 	case before.Labels[taskpod.LabelEvidence] != after.Labels[taskpod.LabelEvidence]:
 		return "label " + taskpod.LabelEvidence
+	case before.ControllerOwned != after.ControllerOwned:
+		return "the controller in its ownerReferences"
 	case before.Stamped != after.Stamped:
 		return "annotation " + taskpod.AnnotationEnvironment
 	case before.Checked() && !after.Checked():

@@ -70,6 +70,12 @@ const (
 	// Stamped is the value of AnnotationEnvironment on a pod whose environment label
 	// solepod has added. Airflow's selector never contains such a label.
 	Stamped = "stamped"
+
+	// AnnotationCreator states that an Airflow has created a pod with a controller
+	// reference, which some set for garbage collection. Only solepod sets it.
+	AnnotationCreator = "solepod.io/created-by"
+	// CreatorAirflow is the value of AnnotationCreator.
+	CreatorAirflow = "airflow"
 )
 
 // Pod is the part of a pod that decisions depend on.
@@ -80,8 +86,9 @@ type Pod struct {
 	Labels    map[string]string
 	// Stamped is true if solepod added the environment label.
 	Stamped bool
-	// ControllerOwned is true for pods of a controller, such as a Job. They share
-	// their labels on purpose (KubernetesJobOperator with parallelism).
+	// ControllerOwned is true for pods that a controller, such as a Job's, has created.
+	// They share their labels on purpose (KubernetesJobOperator with parallelism). It is
+	// false for pods to which an Airflow has given a controller reference.
 	ControllerOwned bool
 	// Mirror is true for the mirror pod of a static pod.
 	Mirror bool
@@ -182,7 +189,7 @@ func FromMeta(meta metav1.Object, phase corev1.PodPhase) Pod {
 		UID:             meta.GetUID(),
 		Labels:          meta.GetLabels(),
 		Stamped:         annotations[AnnotationEnvironment] == Stamped,
-		ControllerOwned: metav1.GetControllerOfNoCopy(meta) != nil,
+		ControllerOwned: metav1.GetControllerOfNoCopy(meta) != nil && annotations[AnnotationCreator] != CreatorAirflow,
 		Mirror:          mirror,
 		Phase:           phase,
 		Deleting:        meta.GetDeletionTimestamp() != nil,

@@ -15,7 +15,10 @@ import (
 // value is kept once.
 func slimPods(environmentLabel string) func(any) (any, error) {
 	read := append(taskpod.AirflowLabels(), taskpod.LabelEvidence, environmentLabel)
-	stamped := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped} // cached objects are never changed
+	// Cached objects are never changed.
+	stamped := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped}
+	created := map[string]string{taskpod.AnnotationCreator: taskpod.CreatorAirflow}
+	both := map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped, taskpod.AnnotationCreator: taskpod.CreatorAirflow}
 	return func(object any) (any, error) {
 		pod, ok := object.(*metav1.PartialObjectMetadata)
 		if !ok {
@@ -28,10 +31,15 @@ func slimPods(environmentLabel string) func(any) (any, error) {
 			}
 		}
 		annotations := map[string]string(nil)
+		isStamped, isCreated := pod.Annotations[taskpod.AnnotationEnvironment] == taskpod.Stamped, pod.Annotations[taskpod.AnnotationCreator] == taskpod.CreatorAirflow
 		if value, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]; ok {
 			annotations = map[string]string{corev1.MirrorPodAnnotationKey: value}
-		} else if pod.Annotations[taskpod.AnnotationEnvironment] == taskpod.Stamped {
+		} else if isStamped && isCreated {
+			annotations = both
+		} else if isStamped {
 			annotations = stamped
+		} else if isCreated {
+			annotations = created
 		}
 		var owners []metav1.OwnerReference
 		if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {

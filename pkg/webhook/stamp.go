@@ -2,6 +2,8 @@ package webhook
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 
 	"gomodules.xyz/jsonpatch/v2"
@@ -29,8 +31,9 @@ func (s *stamp) Handle(ctx context.Context, req admission.Request) admission.Res
 	return admission.Patched("", patches...)
 }
 
-// handle returns only "add" operations: one for the label, and one for the
-// annotation that records where the label comes from.
+// handle returns only "add" operations: one for the label, one for the annotation that
+// records where the label comes from, and one for the annotation that records that an
+// Airflow has created a pod with a controller reference.
 func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.JsonPatchOperation, error) {
 	if s.off || !isPod(req) || req.Operation != admissionv1.Create {
 		return nil, nil
@@ -39,27 +42,47 @@ func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.
 	if err != nil {
 		return nil, err
 	}
-	if !object.pod().Guarded() {
-		return nil, nil
-	}
+	pod := object.pod()
 	// An empty label stays, too: it may be part of Airflow's selector, which would
 	// not match another value.
-	if _, carried := object.Labels[s.label]; carried {
+	_, labelled := object.Labels[s.label]
+	if !pod.IsTask() || pod.Mirror || labelled && !pod.ControllerOwned {
 		return nil, nil
 	}
 	requester, err := s.requester(ctx, req)
-	if err != nil || requester.Environment == "" {
+	if err != nil {
 		return nil, err
 	}
-	patches := []jsonpatch.JsonPatchOperation{
-		jsonpatch.NewOperation("add", "/metadata/labels/"+pointer(s.label), requester.Environment),
+	if pod.ControllerOwned && (requester.Environment == "" || requester.Guessed || ofOperator(object)) {
+		return nil, nil // a controller, an operator or a syncer has created it
 	}
-	if object.Annotations == nil {
-		return append(patches, jsonpatch.NewOperation("add",
-			"/metadata/annotations", map[string]string{taskpod.AnnotationEnvironment: taskpod.Stamped})), nil
+	annotations := map[string]string{}
+	var patches []jsonpatch.JsonPatchOperation
+	if !labelled && requester.Environment != "" {
+		annotations[taskpod.AnnotationEnvironment] = taskpod.Stamped
+		patches = append(patches, jsonpatch.NewOperation("add", "/metadata/labels/"+pointer(s.label), requester.Environment))
 	}
-	return append(patches, jsonpatch.NewOperation("add",
-		"/metadata/annotations/"+pointer(taskpod.AnnotationEnvironment), taskpod.Stamped)), nil
+	if pod.ControllerOwned {
+		annotations[taskpod.AnnotationCreator] = taskpod.CreatorAirflow
+	}
+	switch {
+	case len(annotations) == 0:
+	case object.Annotations == nil:
+		patches = append(patches, jsonpatch.NewOperation("add", "/metadata/annotations", annotations))
+	default:
+		for _, key := range slices.Sorted(maps.Keys(annotations)) {
+			patches = append(patches, jsonpatch.NewOperation("add", "/metadata/annotations/"+pointer(key), annotations[key]))
+		}
+	}
+	return patches, nil
+}
+
+// ofOperator reports whether a pod with a controller reference is that of a program that
+// may have the ServiceAccount of an Airflow, or live in its namespace: an executor of
+// Spark, which its driver creates, or a pod of a virtual cluster.
+func ofOperator(object *podObject) bool {
+	_, virtual := object.Labels["vcluster.loft.sh/managed-by"]
+	return virtual || object.Labels["spark-role"] == "executor" && object.Owners[0].Kind == "Pod"
 }
 
 // pointer escapes a key for a JSON pointer (RFC 6901).

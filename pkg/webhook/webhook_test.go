@@ -435,8 +435,22 @@ func TestPatches(t *testing.T) {
 	owned := taskPod("n")
 	yes := true
 	owned.OwnerReferences = []metav1.OwnerReference{{APIVersion: "batch/v1", Kind: "Job", Name: "j", UID: "u", Controller: &yes}}
-	if got := outcome(post(t, &h.stamp, review(owned, nil))); got != "allow" {
+	byJobs := func(r *admissionv1.AdmissionReview) {
+		r.Request.UserInfo.Username = "system:serviceaccount:kube-system:job-controller"
+	}
+	if got := outcome(post(t, &h.stamp, review(owned, byJobs))); got != "allow" {
 		t.Errorf("the pod of a Job: %s", got)
+	}
+	// An Airflow has given it a controller.
+	want = `[{"op":"add","path":"/metadata/labels/example.com~1env~01","value":"alpha"},` +
+		`{"op":"add","path":"/metadata/annotations","value":{"solepod.io/created-by":"airflow","solepod.io/environment":"stamped"}}]`
+	if diff := cmp.Diff(want, string(post(t, &h.stamp, review(owned, nil)).Patch)); diff != "" {
+		t.Error(diff)
+	}
+	owned.Annotations, owned.Labels["example.com/env~1"] = map[string]string{"a": "b"}, "alpha"
+	want = `[{"op":"add","path":"/metadata/annotations/solepod.io~1created-by","value":"airflow"}]`
+	if diff := cmp.Diff(want, string(post(t, &h.stamp, review(owned, nil)).Patch)); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -2,14 +2,17 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/solepod/solepod/pkg/audit"
@@ -235,5 +238,75 @@ func TestLabelsBySubresource(t *testing.T) {
 	}
 	if r := w.report(t.Context(), audit.Options{}); len(r.Collisions) != 1 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// An Airflow gives its pod a controller reference, as some do for garbage collection. That
+// hides no pod. What controllers, operators and syncers create is spared.
+func TestControllerReference(t *testing.T) {
+	shared.Run(t, plane)
+	w := newWorld(t, "owner")
+	// The garbage collector deletes the pods of owners that do not exist.
+	zero := appsv1.StatefulSetSpec{
+		Replicas: ptr.To(int32(0)), Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"a": "b"}}, Spec: w.pod("x").Spec},
+	}
+	zero.Template.Spec.RestartPolicy = corev1.RestartPolicyAlways
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: w.jobs, Name: "owner"}, Spec: zero}
+	driver := w.pod("driver kubernetes_pod_operator-")
+	for _, object := range []client.Object{set, driver} {
+		if err := w.admin.Create(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owned := func(name, line, kind string) *corev1.Pod {
+		pod := w.pod(name + " " + line)
+		owner := metav1.OwnerReference{APIVersion: "apps/v1", Kind: "StatefulSet", Name: set.Name, UID: set.UID, Controller: ptr.To(true)}
+		if kind == "Pod" {
+			owner = metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: driver.Name, UID: driver.UID, Controller: ptr.To(true)}
+		}
+		pod.OwnerReferences = []metav1.OwnerReference{owner}
+		return pod
+	}
+	alpha, production, operator := w.airflow("alpha"), w.airflow("production"), w.as(w.jobs, "operator")
+	for run, pods := range map[string][2]*corev1.Pod{
+		"first":    {owned("a1", "run_id=first", "StatefulSet"), w.pod("p1 run_id=first")},
+		"second":   {w.pod("a2 run_id=second"), owned("p2", "run_id=second", "StatefulSet")},
+		"both":     {owned("a3", "run_id=both", "StatefulSet"), owned("p3", "run_id=both", "Pod")},
+		"labelled": {owned("a4", "run_id=labelled alpha?", "StatefulSet"), w.pod("p4 run_id=labelled production!")},
+	} {
+		if err := alpha.Create(t.Context(), pods[0]); err != nil {
+			t.Fatal(err)
+		}
+		if got := reasonIn(production.Create(t.Context(), pods[1])); got != "403 Forbidden DuplicateEnvironment" {
+			t.Errorf("%s: %s", run, got)
+		}
+	}
+	// The pods of an operator, of Spark's driver and of two virtual namespaces.
+	for name, c := range map[string]client.Client{"operator": operator, "spark": alpha, "virtual": alpha} {
+		for i := range 2 {
+			line := map[string]string{
+				"operator": "", "spark": "spark-role=executor", "virtual": fmt.Sprintf("vcluster.loft.sh/managed-by=v vcluster.loft.sh/namespace=%d", i),
+			}[name]
+			pod := owned(fmt.Sprintf("%s-%d", name, i), "run_id="+name+" "+line, "Pod")
+			if err := c.Create(t.Context(), pod); err != nil || pod.Annotations != nil {
+				t.Errorf("%s: %v, %v", name, pod.Annotations, err)
+			}
+		}
+	}
+	// No Airflow gives a pod a controller, or takes it away.
+	plain, spared := w.pod("plain run_id=changes"), owned("spared", "run_id=changes spark-role=executor", "Pod")
+	for _, pod := range []*corev1.Pod{plain, spared} {
+		if err := alpha.Create(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for pod, patch := range map[*corev1.Pod]string{
+		plain:  fmt.Sprintf(`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"driver","uid":%q,"controller":true}]}}`, driver.UID),
+		spared: `{"metadata":{"ownerReferences":null}}`,
+	} {
+		if got := reasonIn(alpha.Patch(t.Context(), pod, merge(patch))); got != "403 Forbidden IdentityChanged" {
+			t.Errorf("%s: %s", patch, got)
+		}
 	}
 }

@@ -56,7 +56,8 @@ namespaceSelector:
 - name: not-a-controllers-pod
   expression: >-
     !has(object.metadata.ownerReferences) ||
-    !object.metadata.ownerReferences.exists(r, has(r.controller) && r.controller)
+    !object.metadata.ownerReferences.exists(r, has(r.controller) && r.controller) ||
+    has(object.metadata.annotations) && 'solepod.io/created-by' in object.metadata.annotations
 {{- end -}}
 
 {{- define "solepod.accessConditions" -}}
