@@ -32,13 +32,15 @@ func slimPods(environmentLabel string) func(any) (any, error) {
 		}
 		annotations := map[string]string(nil)
 		isStamped, isCreated := pod.Annotations[taskpod.AnnotationEnvironment] == taskpod.Stamped, pod.Annotations[taskpod.AnnotationCreator] == taskpod.CreatorAirflow
-		if value, ok := pod.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		value, isMirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
+		switch {
+		case isMirror:
 			annotations = map[string]string{corev1.MirrorPodAnnotationKey: value}
-		} else if isStamped && isCreated {
+		case isStamped && isCreated:
 			annotations = both
-		} else if isStamped {
+		case isStamped:
 			annotations = stamped
-		} else if isCreated {
+		case isCreated:
 			annotations = created
 		}
 		var owners []metav1.OwnerReference
