@@ -12,6 +12,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -61,14 +62,17 @@ const (
 
 	// workers is the number of claims that are reconciled concurrently.
 	workers = 4
+
+	// maxBackoff is the maximum delay between two attempts to repair a claim. The
+	// default of controller-runtime is 1,000 s: claims would be wrong for a quarter
+	// of an hour after an outage of some minutes.
+	maxBackoff = 30 * time.Second
 )
 
 // SetupWithManager runs the Reconciler on the leader. It adds the pods whose end it
 // observes to gone.
 func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *DeletedPods) error {
-	c, err := controller.NewTyped("claims", mgr, controller.TypedOptions[Request]{
-		Reconciler: r, MaxConcurrentReconciles: workers,
-	})
+	c, err := controller.NewTyped("claims", mgr, r.options())
 	if err != nil {
 		return err
 	}
@@ -76,6 +80,13 @@ func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *DeletedPods) er
 		c.Watch(source.TypedKind(mgr.GetCache(), metadata.Object("Pod"), podEvents(gone))),
 		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, leaseEvents())),
 	)
+}
+
+func (r *Reconciler) options() controller.TypedOptions[Request] {
+	return controller.TypedOptions[Request]{
+		Reconciler: r, MaxConcurrentReconciles: workers,
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[Request](retryAfter, maxBackoff),
+	}
 }
 
 // Reconcile implements reconcile.TypedReconciler.
