@@ -102,10 +102,8 @@ func (r *Rotation) configurations() []client.Object {
 	}
 }
 
-// SetupWithManager makes this replica serve the certificate in the Secret, and the
-// leader renew it.
-func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, api client.Client) error {
-	r.api = api
+// SetupWithManager makes this replica serve the certificate in the Secret.
+func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager) error {
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
@@ -117,7 +115,12 @@ func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, ap
 	}); err != nil {
 		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
 	}
+	return nil
+}
 
+// SetupLeader renews the certificate in a term of the leader.
+func (r *Rotation) SetupLeader(mgr manager.Manager, api client.Client) error {
+	r.api = api
 	theSecret := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: r.options.Secret}}
 	})

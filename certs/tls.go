@@ -26,9 +26,10 @@ type Source interface {
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Cache returns what the manager must cache for SetupWithManager.
 	Cache() map[client.Object]cache.ByObject
-	// SetupWithManager keeps the certificate up to date while the manager runs.
-	// The client is uncached.
-	SetupWithManager(context.Context, manager.Manager, client.Client) error
+	// SetupWithManager makes this replica serve the certificate while the manager runs.
+	SetupWithManager(context.Context, manager.Manager) error
+	// SetupLeader makes the leader renew the certificate. The client is uncached.
+	SetupLeader(manager.Manager, client.Client) error
 }
 
 // Files returns a source for tls.crt and tls.key in a directory. It reloads them when
@@ -42,9 +43,11 @@ type files struct{ *certwatcher.CertWatcher }
 
 func (files) Cache() map[client.Object]cache.ByObject { return nil }
 
-func (f files) SetupWithManager(_ context.Context, mgr manager.Manager, _ client.Client) error {
+func (f files) SetupWithManager(_ context.Context, mgr manager.Manager) error {
 	return mgr.Add(f.CertWatcher)
 }
+
+func (files) SetupLeader(manager.Manager, client.Client) error { return nil } // others renew the files
 
 // Expiry returns a metric: the time at which the certificate of a source expires, in
 // seconds since 1970, or 0 if there is none.

@@ -69,14 +69,20 @@ const (
 	maxBackoff = 30 * time.Second
 )
 
-// SetupWithManager runs the Reconciler on the leader. It adds the pods whose end it
-// observes to gone.
+// SetupWithManager runs the Reconciler in a term of the leader. It adds the pods whose
+// end it observes to gone.
 func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *DeletedPods) error {
-	c, err := controller.NewTyped("claims", mgr, r.options())
+	options := r.options()
+	options.DefaultFromConfig(mgr.GetControllerOptions())
+	c, err := controller.NewTypedUnmanaged("claims", options)
 	if err != nil {
 		return err
 	}
 	return errors.Join(
+		mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+			defer r.Metrics.forget() // the next leader reports the claims
+			return c.Start(ctx)
+		})),
 		c.Watch(source.TypedKind(mgr.GetCache(), metadata.Object("Pod"), podEvents(gone))),
 		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, leaseEvents())),
 	)
