@@ -44,14 +44,15 @@ const (
 // pods, namespaces and ServiceAccounts, and the claims in solepod's namespace,
 // without the parts that are not used. fresh observes them.
 func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Options {
+	known := &words{}
 	return cache.Options{
 		NewInformer:      fresh.informer,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims},
+			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims(known)},
 			metadata.Object("Pod"): {
 				Label:     labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True}),
-				Transform: slimPods(environmentLabel),
+				Transform: slimPods(environmentLabel, known),
 			},
 		},
 	}
