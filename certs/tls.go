@@ -3,11 +3,13 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -52,15 +54,29 @@ func (files) SetupLeader(manager.Manager, client.Client) error { return nil } //
 // Expiry returns a metric: the time at which the certificate of a source expires, in
 // seconds since 1970, or 0 if there is none.
 func Expiry(source Source) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "solepod_certificate_expiration_timestamp_seconds",
-		Help: "Time at which the serving certificate expires, in seconds since 1970.",
-	}, func() float64 {
+	return timestamp(source, "solepod_certificate_expiration_timestamp_seconds",
+		"Time at which the serving certificate expires, in seconds since 1970.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
+}
+
+// Renewal returns a metric: the time at which the certificate of a source should be
+// renewed, in seconds since 1970, or 0 if there is none. That is when a third of its
+// life is left, which is also the default of cert-manager.
+func Renewal(source Source) prometheus.Collector {
+	return timestamp(source, "solepod_certificate_renewal_timestamp_seconds",
+		"Time at which the serving certificate should be renewed, in seconds since 1970.",
+		func(leaf *x509.Certificate) time.Time {
+			return leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 3)
+		})
+}
+
+func timestamp(source Source, name, help string, of func(*x509.Certificate) time.Time) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 		pair, err := source.GetCertificate(nil)
 		if err != nil {
 			return 0
 		}
-		return float64(pair.Leaf.NotAfter.Unix())
+		return float64(of(pair.Leaf).Unix())
 	})
 }
 

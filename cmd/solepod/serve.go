@@ -40,6 +40,7 @@ import (
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/installation"
 	"github.com/solepod/solepod/pkg/leader"
+	"github.com/solepod/solepod/pkg/tokenauth"
 	"github.com/solepod/solepod/pkg/webhook"
 )
 
@@ -60,11 +61,13 @@ type serveOptions struct {
 	certLifetime           time.Duration
 	clients                certs.Clients
 	metricsBindAddress     string
+	metricsAuthorization   bool
 	healthProbeBindAddress string
 	leaderElect            bool
 	shutdownDelay          time.Duration
 	reclaimOlderThan       time.Duration
 	maxStaleness           time.Duration
+	memoryLimit            int64
 	logLevel               string
 	logFormat              string
 }
@@ -102,11 +105,13 @@ bookmark for --max-staleness. After SIGTERM, the webhook keeps serving for
 	flags.StringVar(&o.clients.CAFile, "client-ca-file", "", "CA certificates that the client certificates of API servers are verified with; default: clients need no certificate")
 	flags.StringSliceVar(&o.clients.Names, "client-allowed-names", nil, "common names that client certificates may have; default: all")
 	flags.StringVar(&o.metricsBindAddress, "metrics-bind-address", ":8080", "host:port of /metrics, 0 for none")
+	flags.BoolVar(&o.metricsAuthorization, "metrics-authorization", false, "serve /metrics by TLS, with the certificate of the webhook, and only to clients whose bearer token the API server accepts and authorizes to get /metrics")
 	flags.StringVar(&o.healthProbeBindAddress, "health-probe-bind-address", ":8081", "host:port of /healthz and /readyz, 0 for none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "run background work on one replica only; all replicas serve reviews")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "time to keep serving after SIGTERM, until API servers no longer send reviews to this replica")
 	flags.DurationVar(&o.reclaimOlderThan, "reclaim-older-than", 0, "remove leftover task pods this long after they ended, as solepod reclaim does; default: never")
 	flags.DurationVar(&o.maxStaleness, "max-staleness", time.Minute, "maximum age of cached pods, namespaces and ServiceAccounts; beyond it, this replica is not ready and handles reviews according to onError")
+	flags.Int64Var(&o.memoryLimit, "memory-limit", 0, "memory limit of the container in bytes; near nine tenths of it, garbage is collected more often; 0 for GOMEMLIMIT, if that is set")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs admitted pods, too")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	cmd.MarkFlagsOneRequired("cert-dir", "cert-secret")
@@ -141,6 +146,9 @@ func (o *serveOptions) complete(stderr io.Writer) (c completed, err error) {
 	if o.maxStaleness < webhook.MinStaleness {
 		return c, fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
 	}
+	if o.memoryLimit < 0 {
+		return c, fmt.Errorf("--memory-limit %d: want a number of bytes, or 0 for none", o.memoryLimit)
+	}
 	if o.reclaimOlderThan < 0 {
 		return c, fmt.Errorf("--reclaim-older-than %s: want 0 or more", o.reclaimOlderThan)
 	}
@@ -167,6 +175,11 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
+	// A tenth is for what the runtime does not count. With all of the limit, the kernel
+	// kills the process before the collector has done more.
+	if o.memoryLimit > 0 {
+		debug.SetMemoryLimit(o.memoryLimit / 10 * 9)
+	}
 	c.log.Info("Starting solepod", "version", version, "configuration", c.config.String())
 
 	fresh := webhook.NewFreshness(o.maxStaleness)
@@ -189,8 +202,8 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 		return fmt.Errorf("setting up the certificates: %w", err)
 	}
 	lead.Add(func(term manager.Manager) error { return c.certificates.SetupLeader(term, api) })
-	if err := metrics.Registry.Register(certs.Expiry(c.certificates)); err != nil {
-		return err
+	if err := errors.Join(metrics.Registry.Register(certs.Expiry(c.certificates)), metrics.Registry.Register(certs.Renewal(c.certificates))); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	if err := webhook.Setup(ctx, mgr, lead, api, o.systemNamespace, c.config, fresh); err != nil {
 		return err
@@ -213,13 +226,23 @@ func (c completed) newManager(fresh *webhook.Freshness) (ctrl.Manager, error) {
 			Host: c.host, Port: c.port,
 			TLSOpts: []func(*tls.Config){certs.TLS(c.certificates, c.clients)},
 		})),
-		Metrics:                metricsserver.Options{BindAddress: c.metricsBindAddress},
+		Metrics:                c.metricsOptions(),
 		HealthProbeBindAddress: c.healthProbeBindAddress,
 		// The manager elects no leader: see package leader.
 		GracefulShutdownTimeout: &timeout,
 		// Reading the kinds from the API server would need one that responds.
 		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return kinds(), nil },
 	})
+}
+
+func (c completed) metricsOptions() metricsserver.Options {
+	o := metricsserver.Options{BindAddress: c.metricsBindAddress}
+	if c.metricsAuthorization {
+		o.FilterProvider = tokenauth.Filter
+		o.SecureServing = true // the tokens are secret
+		o.TLSOpts = []func(*tls.Config){certs.TLS(c.certificates, certs.Clients{})}
+	}
+	return o
 }
 
 // kinds are the kinds that solepod serve reads or writes. With them, it starts while the

@@ -403,6 +403,34 @@ func faults() map[string]faultCase {
 				"ca-bundle": "skipped: MutatingWebhookConfiguration and no ValidatingWebhookConfiguration", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
 		},
+		"injection and foreignAccess are off, and their webhooks not registered": {
+			inject: []fault{
+				setting("injection: Stamp", "injection: \"Off\""), setting("foreignAccess: Deny", "foreignAccess: \"Off\""),
+				edit(name, func(m *mutating) { m.Webhooks = slices.Delete(m.Webhooks, 0, 1) }),
+				edit(name, func(v *validating) { v.Webhooks = slices.Delete(v.Webhooks, 1, 3) }),
+			},
+			want: map[string]string{
+				"webhooks": "ok: declare.solepod.io, guard.solepod.io", "configuration": "ok: injection Off", "stamp": "skipped: injection is Off", "failure-policy": "ok: Fail",
+			},
+		},
+		"injection and foreignAccess are off in the configuration only": {
+			inject: []fault{setting("injection: Stamp", "injection: \"Off\""), setting("foreignAccess: Deny", "foreignAccess: \"Off\"")},
+			want:   map[string]string{"configuration": "ok: injection Off", "stamp": "skipped: injection is Off"},
+		},
+		"foreignAccess is off, and the wrong webhook not registered": {
+			inject: []fault{
+				setting("foreignAccess: Deny", "foreignAccess: \"Off\""),
+				edit(name, func(m *mutating) { m.Webhooks = slices.Delete(m.Webhooks, 0, 1) }),
+			},
+			want: map[string]string{
+				"webhooks": "failed: stamp.solepod.io is missing", "failure-policy": "skipped: stamp.solepod.io", "configuration": "ok: foreignAccess Off",
+				"stamp": `failed: "", want "alpha"`,
+			},
+		},
+		"the metrics are authorized without the permissions": {
+			inject: []fault{arg("--metrics-authorization")},
+			want:   map[string]string{"rbac": "failed: may not create subjectaccessreviews, create tokenreviews"},
+		},
 		"a webhook of a configuration is deleted": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks = slices.Delete(v.Webhooks, 1, 2) })},
 			want:   map[string]string{"webhooks": "failed: access.solepod.io is missing"},

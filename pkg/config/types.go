@@ -104,7 +104,7 @@ type Enforcement string
 const (
 	// EnforcementDeny denies the request.
 	EnforcementDeny Enforcement = "Deny"
-	// EnforcementWarn admits it with an admission warning.
+	// EnforcementWarn admits it with an admission warning. Airflow does not show it.
 	EnforcementWarn Enforcement = "Warn"
 	// EnforcementAudit admits it and records the denial in log, metrics, event and audit annotation.
 	EnforcementAudit Enforcement = "Audit"
