@@ -114,6 +114,21 @@ type (
 	certificate = cmapi.Certificate
 )
 
+func everything() []admissionregistrationv1.RuleWithOperations {
+	all := []string{"*"}
+	return []admissionregistrationv1.RuleWithOperations{{
+		Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.OperationAll},
+		Rule:       admissionregistrationv1.Rule{APIGroups: all, APIVersions: all, Resources: []string{"*/*"}},
+	}}
+}
+
+// policyEngine adds a validating webhook for everything, with a change.
+func policyEngine(change func(*admissionregistrationv1.ValidatingWebhook)) fault {
+	webhook := admissionregistrationv1.ValidatingWebhook{Name: "all.policy.example.com", Rules: everything(), TimeoutSeconds: ptr.To[int32](10)}
+	change(&webhook)
+	return add(&validating{ObjectMeta: metav1.ObjectMeta{Name: "policy"}, Webhooks: []admissionregistrationv1.ValidatingWebhook{webhook}})
+}
+
 // setting replaces a line of the configuration.
 func setting(old, other string) fault {
 	return edit(name, func(m *corev1.ConfigMap) {
@@ -193,7 +208,7 @@ func declares(pod *corev1.Pod, environment string) *corev1.Pod {
 
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "foreign-webhooks", "labels", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -321,7 +336,7 @@ func faults() map[string]faultCase {
 		},
 		"there are warnings only": {
 			inject: []fault{setting("enforcement: Deny", "enforcement: Warn")},
-			want:   map[string]string{"configuration": "warning: Warn", "guard": "skipped: Warn"},
+			want:   map[string]string{"configuration": "warning: shows no warnings", "guard": "skipped: Warn"},
 		},
 
 		// RBAC
@@ -430,6 +445,62 @@ func faults() map[string]faultCase {
 		"the metrics are authorized without the permissions": {
 			inject: []fault{arg("--metrics-authorization")},
 			want:   map[string]string{"rbac": "failed: may not create subjectaccessreviews, create tokenreviews"},
+		},
+		"a policy engine is called for everything": {
+			inject: []fault{policyEngine(func(*admissionregistrationv1.ValidatingWebhook) {})},
+			want: map[string]string{
+				"foreign-webhooks": "warning: called for the Leases in namespace solepod-system: all.policy.example.com of ValidatingWebhookConfiguration policy (timeout 10 s)",
+			},
+		},
+		"a policy engine is called for Leases of solepod by name": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].APIGroups, w.Rules[0].APIVersions, w.Rules[0].Resources = []string{"coordination.k8s.io"}, []string{"v1beta1"}, []string{"leases"}
+				w.Rules[0].Operations = []admissionregistrationv1.OperationType{admissionregistrationv1.Update}
+				w.ObjectSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"dag_id": "x", "solepod.io/claim": "v1"}}
+				w.MatchConditions = []admissionregistrationv1.MatchCondition{{Name: "x", Expression: "true"}}
+			})},
+			want: map[string]string{"foreign-webhooks": "warning: (timeout 10 s), unless its matchConditions exclude them"},
+		},
+		"a policy engine excludes the namespace": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.NamespaceSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "kubernetes.io/metadata.name", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"solepod-system"}},
+				}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine selects namespaces by a label": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": "a"}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for other objects": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.ObjectSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "solepod.io/claim", Operator: metav1.LabelSelectorOpDoesNotExist},
+				}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for other resources": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].Resources = []string{"pods", "leases/*"}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for another version, exactly": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].APIVersions, w.MatchPolicy = []string{"v1beta1"}, ptr.To(admissionregistrationv1.Exact)
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a mutating webhook of others is called for everything": {
+			inject: []fault{add(&mutating{
+				ObjectMeta: metav1.ObjectMeta{Name: "defaults"},
+				Webhooks:   []admissionregistrationv1.MutatingWebhook{{Name: "all.defaults.example.com", Rules: everything()}},
+			})},
+			want: map[string]string{"foreign-webhooks": "warning: all.defaults.example.com of MutatingWebhookConfiguration defaults"},
 		},
 		"a webhook of a configuration is deleted": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks = slices.Delete(v.Webhooks, 1, 2) })},

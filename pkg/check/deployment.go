@@ -131,6 +131,9 @@ func (i *Installation) configuration(ctx context.Context) (finding, error) {
 	if err != nil || found != nil {
 		return deref(found), err
 	}
+	if c.Enforcement == config.EnforcementWarn {
+		return warning("enforcement is Warn, but Airflow's Kubernetes client shows no warnings; see solepod's log, metrics and events"), nil
+	}
 	if c.Enforcement != config.EnforcementDeny {
 		return warning("enforcement is %s", c.Enforcement), nil
 	}

@@ -169,6 +169,9 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 		return nil
 	}
 	cure := ""
+	if errors.Is(err, context.DeadlineExceeded) && doing != "reading" {
+		cure = fmt.Sprintf("; the write of Lease %s/%s hangs: the API server or etcd is slow, or another webhook is called for Leases (solepod check names it)", lease.Namespace, lease.Name)
+	}
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 		// NotFound is about the namespace. When the namespace is deleted, so are
 		// solepod's Role and ServiceAccount, in any order.
