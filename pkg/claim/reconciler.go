@@ -48,6 +48,8 @@ type Reconciler struct {
 	// Deleted reports whether the watch has reported the end of a pod.
 	Deleted func(types.UID) bool
 	Now     func() time.Time
+	// Discreet is that of Claimer.
+	Discreet bool
 	// Metrics may be nil.
 	Metrics *Metrics
 }
@@ -146,7 +148,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	case len(next) == 0:
 		err = r.remove(ctx, &lease)
 	default:
-		if err := write(&lease, id, next, r.Settings.EnvironmentLabel); err != nil {
+		if err := write(&lease, id, next, r.Settings.EnvironmentLabel, r.Discreet); err != nil {
 			return 0, err
 		}
 		err = save(ctx, r.API, &lease)

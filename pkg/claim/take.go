@@ -37,6 +37,8 @@ type Claimer struct {
 	// Patience is how long Take waits for a conflicting pod in flight to be created,
 	// or to be deleted again, before it denies.
 	Patience time.Duration
+	// Discreet leaves the names of DAGs, tasks and pods out of what a claim shows.
+	Discreet bool
 	// Metrics may be nil.
 	Metrics *Metrics
 
@@ -141,7 +143,7 @@ func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Sub
 		return policy.Decision{}, fmt.Errorf("%w: Airflow still finds %d pods of %s; delete those that have ended",
 			errFull, len(holders)-1, id)
 	}
-	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel); err != nil {
+	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel, c.Discreet); err != nil {
 		return policy.Decision{}, err
 	}
 	return decision, save(ctx, c.API, &lease)

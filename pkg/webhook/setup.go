@@ -127,14 +127,15 @@ func Setup(ctx context.Context, mgr manager.Manager, lead *leader.Leader, api cl
 	if err := errors.Join(counters.register(metrics.Registry), metrics.Registry.Register(claimMetrics), metrics.Registry.Register(fresh)); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
+	discreet := cfg.Disclosure == config.DisclosureDiscreet
 	reconciler := &claim.Reconciler{
 		Cache: mgr.GetCache(), Pods: caches.index, API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Now: time.Now, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Now: time.Now, Discreet: discreet, Metrics: claimMetrics,
 	}
 	lead.Add(func(term manager.Manager) error { return reconciler.SetupWithManager(term, caches.deleted) })
 	claimer := &claim.Claimer{
 		API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Patience: cfg.Claims.Patience.Duration, Discreet: discreet, Metrics: claimMetrics,
 	}
 	registerHooks(ctx, mgr, api, cfg, caches, claimer, counters)
 	return addHealth(mgr, caches)
