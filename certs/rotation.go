@@ -21,9 +21,11 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -48,6 +50,14 @@ type Options struct {
 // and RetryPeriod of client-go's leader election). A third of a lifetime of two
 // minutes is sufficient for that.
 const minLifetime = 30 * time.Second
+
+// minBackoff and maxBackoff are the delays between two attempts to renew a
+// certificate. The default maximum of controller-runtime is 1,000 s, in which a
+// certificate can expire.
+const (
+	minBackoff = 100 * time.Millisecond
+	maxBackoff = 30 * time.Second
+)
 
 // Rotation issues and renews the serving certificates. The leader first adds a new
 // CA to the webhook configurations. A few minutes later, when every API server has
@@ -92,10 +102,8 @@ func (r *Rotation) configurations() []client.Object {
 	}
 }
 
-// SetupWithManager makes this replica serve the certificate in the Secret, and the
-// leader renew it.
-func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, api client.Client) error {
-	r.api = api
+// SetupWithManager makes this replica serve the certificate in the Secret.
+func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager) error {
 	informer, err := mgr.GetCache().GetInformer(ctx, &corev1.Secret{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
@@ -107,15 +115,26 @@ func (r *Rotation) SetupWithManager(ctx context.Context, mgr manager.Manager, ap
 	}); err != nil {
 		return fmt.Errorf("watching Secret %s: %w", r.options.Secret, err)
 	}
+	return nil
+}
 
+// SetupLeader renews the certificate in a term of the leader.
+func (r *Rotation) SetupLeader(mgr manager.Manager, api client.Client) error {
+	r.api = api
 	theSecret := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: r.options.Secret}}
 	})
-	controller := builder.ControllerManagedBy(mgr).Named("certificates").For(&corev1.Secret{})
+	renewal := builder.ControllerManagedBy(mgr).Named("certificates").For(&corev1.Secret{}).WithOptions(options())
 	for _, configuration := range r.configurations() {
-		controller = controller.Watches(configuration, theSecret)
+		renewal = renewal.Watches(configuration, theSecret)
 	}
-	return controller.Complete(r)
+	return renewal.Complete(r)
+}
+
+func options() controller.Options {
+	return controller.Options{
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minBackoff, maxBackoff),
+	}
 }
 
 // serve loads the certificate of the Secret. If the certificate is invalid, the

@@ -3,11 +3,13 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -26,9 +28,10 @@ type Source interface {
 	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Cache returns what the manager must cache for SetupWithManager.
 	Cache() map[client.Object]cache.ByObject
-	// SetupWithManager keeps the certificate up to date while the manager runs.
-	// The client is uncached.
-	SetupWithManager(context.Context, manager.Manager, client.Client) error
+	// SetupWithManager makes this replica serve the certificate while the manager runs.
+	SetupWithManager(context.Context, manager.Manager) error
+	// SetupLeader makes the leader renew the certificate. The client is uncached.
+	SetupLeader(manager.Manager, client.Client) error
 }
 
 // Files returns a source for tls.crt and tls.key in a directory. It reloads them when
@@ -42,22 +45,38 @@ type files struct{ *certwatcher.CertWatcher }
 
 func (files) Cache() map[client.Object]cache.ByObject { return nil }
 
-func (f files) SetupWithManager(_ context.Context, mgr manager.Manager, _ client.Client) error {
+func (f files) SetupWithManager(_ context.Context, mgr manager.Manager) error {
 	return mgr.Add(f.CertWatcher)
 }
+
+func (files) SetupLeader(manager.Manager, client.Client) error { return nil } // others renew the files
 
 // Expiry returns a metric: the time at which the certificate of a source expires, in
 // seconds since 1970, or 0 if there is none.
 func Expiry(source Source) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "solepod_certificate_expiration_timestamp_seconds",
-		Help: "Time at which the serving certificate expires, in seconds since 1970.",
-	}, func() float64 {
+	return timestamp(source, "solepod_certificate_expiration_timestamp_seconds",
+		"Time at which the serving certificate expires, in seconds since 1970.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
+}
+
+// Renewal returns a metric: the time at which the certificate of a source should be
+// renewed, in seconds since 1970, or 0 if there is none. That is when a third of its
+// life is left, which is also the default of cert-manager.
+func Renewal(source Source) prometheus.Collector {
+	return timestamp(source, "solepod_certificate_renewal_timestamp_seconds",
+		"Time at which the serving certificate should be renewed, in seconds since 1970.",
+		func(leaf *x509.Certificate) time.Time {
+			return leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 3)
+		})
+}
+
+func timestamp(source Source, name, help string, of func(*x509.Certificate) time.Time) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 		pair, err := source.GetCertificate(nil)
 		if err != nil {
 			return 0
 		}
-		return float64(pair.Leaf.NotAfter.Unix())
+		return float64(of(pair.Leaf).Unix())
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -16,6 +17,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -25,6 +30,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	ctrlwebhook "sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -33,6 +39,8 @@ import (
 	"github.com/solepod/solepod/pkg/audit"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/installation"
+	"github.com/solepod/solepod/pkg/leader"
+	"github.com/solepod/solepod/pkg/tokenauth"
 	"github.com/solepod/solepod/pkg/webhook"
 )
 
@@ -53,11 +61,13 @@ type serveOptions struct {
 	certLifetime           time.Duration
 	clients                certs.Clients
 	metricsBindAddress     string
+	metricsAuthorization   bool
 	healthProbeBindAddress string
 	leaderElect            bool
 	shutdownDelay          time.Duration
 	reclaimOlderThan       time.Duration
 	maxStaleness           time.Duration
+	memoryLimit            int64
 	logLevel               string
 	logFormat              string
 }
@@ -95,11 +105,13 @@ bookmark for --max-staleness. After SIGTERM, the webhook keeps serving for
 	flags.StringVar(&o.clients.CAFile, "client-ca-file", "", "CA certificates that the client certificates of API servers are verified with; default: clients need no certificate")
 	flags.StringSliceVar(&o.clients.Names, "client-allowed-names", nil, "common names that client certificates may have; default: all")
 	flags.StringVar(&o.metricsBindAddress, "metrics-bind-address", ":8080", "host:port of /metrics, 0 for none")
+	flags.BoolVar(&o.metricsAuthorization, "metrics-authorization", false, "serve /metrics by TLS, with the certificate of the webhook, and only to clients whose bearer token the API server accepts and authorizes to get /metrics")
 	flags.StringVar(&o.healthProbeBindAddress, "health-probe-bind-address", ":8081", "host:port of /healthz and /readyz, 0 for none")
 	flags.BoolVar(&o.leaderElect, "leader-elect", false, "run background work on one replica only; all replicas serve reviews")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 0, "time to keep serving after SIGTERM, until API servers no longer send reviews to this replica")
 	flags.DurationVar(&o.reclaimOlderThan, "reclaim-older-than", 0, "remove leftover task pods this long after they ended, as solepod reclaim does; default: never")
 	flags.DurationVar(&o.maxStaleness, "max-staleness", time.Minute, "maximum age of cached pods, namespaces and ServiceAccounts; beyond it, this replica is not ready and handles reviews according to onError")
+	flags.Int64Var(&o.memoryLimit, "memory-limit", 0, "memory limit of the container in bytes; near nine tenths of it, garbage is collected more often; 0 for GOMEMLIMIT, if that is set")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs admitted pods, too")
 	flags.StringVar(&o.logFormat, "log-format", "json", "json or text")
 	cmd.MarkFlagsOneRequired("cert-dir", "cert-secret")
@@ -134,6 +146,9 @@ func (o *serveOptions) complete(stderr io.Writer) (c completed, err error) {
 	if o.maxStaleness < webhook.MinStaleness {
 		return c, fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
 	}
+	if o.memoryLimit < 0 {
+		return c, fmt.Errorf("--memory-limit %d: want a number of bytes, or 0 for none", o.memoryLimit)
+	}
 	if o.reclaimOlderThan < 0 {
 		return c, fmt.Errorf("--reclaim-older-than %s: want 0 or more", o.reclaimOlderThan)
 	}
@@ -160,6 +175,11 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
+	// A tenth is for what the runtime does not count. With all of the limit, the kernel
+	// kills the process before the collector has done more.
+	if o.memoryLimit > 0 {
+		debug.SetMemoryLimit(o.memoryLimit / 10 * 9)
+	}
 	c.log.Info("Starting solepod", "version", version, "configuration", c.config.String())
 
 	fresh := webhook.NewFreshness(o.maxStaleness)
@@ -174,20 +194,24 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	if err := c.certificates.SetupWithManager(ctx, mgr, api); err != nil {
-		return fmt.Errorf("setting up the certificates: %w", err)
-	}
-	if err := metrics.Registry.Register(certs.Expiry(c.certificates)); err != nil {
-		return err
-	}
-	synced, err := webhook.Setup(ctx, mgr, api, o.systemNamespace, c.config, fresh)
+	lead, err := leader.New(mgr, leader.Options{Elect: c.leaderElect, Namespace: c.systemNamespace, Name: installation.Name})
 	if err != nil {
 		return err
 	}
-	if err := c.addReclaim(mgr); err != nil {
+	if err := c.certificates.SetupWithManager(ctx, mgr); err != nil {
+		return fmt.Errorf("setting up the certificates: %w", err)
+	}
+	lead.Add(func(term manager.Manager) error { return c.certificates.SetupLeader(term, api) })
+	if err := errors.Join(metrics.Registry.Register(certs.Expiry(c.certificates)), metrics.Registry.Register(certs.Renewal(c.certificates))); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	if err := webhook.Setup(ctx, mgr, lead, api, o.systemNamespace, c.config, fresh); err != nil {
 		return err
 	}
-	return o.serve(ctx, mgr, synced)
+	if err := c.addReclaim(mgr, lead); err != nil {
+		return err
+	}
+	return o.serve(ctx, mgr)
 }
 
 func (c completed) newManager(fresh *webhook.Freshness) (ctrl.Manager, error) {
@@ -202,20 +226,42 @@ func (c completed) newManager(fresh *webhook.Freshness) (ctrl.Manager, error) {
 			Host: c.host, Port: c.port,
 			TLSOpts: []func(*tls.Config){certs.TLS(c.certificates, c.clients)},
 		})),
-		Metrics:                 metricsserver.Options{BindAddress: c.metricsBindAddress},
-		HealthProbeBindAddress:  c.healthProbeBindAddress,
-		LeaderElection:          c.leaderElect,
-		LeaderElectionID:        installation.Name,
-		LeaderElectionNamespace: c.systemNamespace,
-		// The process ends right after the manager, so that the next leader
-		// need not wait for the lease to expire.
-		LeaderElectionReleaseOnCancel: true,
-		GracefulShutdownTimeout:       &timeout,
+		Metrics:                c.metricsOptions(),
+		HealthProbeBindAddress: c.healthProbeBindAddress,
+		// The manager elects no leader: see package leader.
+		GracefulShutdownTimeout: &timeout,
+		// Reading the kinds from the API server would need one that responds.
+		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return kinds(), nil },
 	})
 }
 
+func (c completed) metricsOptions() metricsserver.Options {
+	o := metricsserver.Options{BindAddress: c.metricsBindAddress}
+	if c.metricsAuthorization {
+		o.FilterProvider = tokenauth.Filter
+		o.SecureServing = true // the tokens are secret
+		o.TLSOpts = []func(*tls.Config){certs.TLS(c.certificates, certs.Clients{})}
+	}
+	return o
+}
+
+// kinds are the kinds that solepod serve reads or writes. With them, it starts while the
+// API server does not respond, and is ready when its caches are filled.
+func kinds() meta.RESTMapper {
+	mapper := meta.NewDefaultRESTMapper(nil)
+	for _, kind := range []string{"Pod", "ServiceAccount", "Secret"} {
+		mapper.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
+	mapper.Add(coordinationv1.SchemeGroupVersion.WithKind("Lease"), meta.RESTScopeNamespace)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("Namespace"), meta.RESTScopeRoot)
+	for _, kind := range []string{"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"} {
+		mapper.Add(admissionregistrationv1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeRoot)
+	}
+	return mapper
+}
+
 // serve runs the manager until ctx ends, and then for the shutdown delay.
-func (o *serveOptions) serve(ctx context.Context, mgr ctrl.Manager, synced func() bool) error {
+func (o *serveOptions) serve(ctx context.Context, mgr ctrl.Manager) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	context.AfterFunc(ctx, func() { time.AfterFunc(o.shutdownDelay, stop) })
@@ -225,15 +271,17 @@ func (o *serveOptions) serve(ctx context.Context, mgr ctrl.Manager, synced func(
 	case err := <-stopped:
 		return err
 	case <-ctx.Done():
-		if !synced() {
-			return nil // a manager whose caches are filling never stops, and has admitted nothing
-		}
+	}
+	select {
+	case <-mgr.Elected(): // the manager elects itself when all its caches are filled
 		return <-stopped
+	default:
+		return nil // it never stops while they are filling, and has admitted nothing
 	}
 }
 
 // addReclaim adds the controller that removes leftovers, if it is wanted.
-func (c completed) addReclaim(mgr ctrl.Manager) error {
+func (c completed) addReclaim(mgr ctrl.Manager, lead *leader.Leader) error {
 	if c.reclaimOlderThan == 0 {
 		return nil
 	}
@@ -242,7 +290,8 @@ func (c completed) addReclaim(mgr ctrl.Manager) error {
 		audit.Options{Settings: c.config.Policy(), OlderThan: c.reclaimOlderThan},
 		audit.Reclaimer{Client: mgr.GetClient(), Limiter: flowcontrol.NewTokenBucketRateLimiter(reclaimRate, 1)},
 	)
-	if err := errors.Join(mgr.Add(controller), metrics.Registry.Register(controller)); err != nil {
+	lead.Add(func(term manager.Manager) error { return term.Add(controller) })
+	if err := metrics.Registry.Register(controller); err != nil {
 		return fmt.Errorf("adding the reclaim controller: %w", err)
 	}
 	return nil

@@ -107,6 +107,8 @@ func checks(scan func() (scan, error)) []check {
 			"Set the chart value failurePolicy to Fail after the introduction.", (*Installation).failurePolicy},
 		{hooks, "endpoints", "the Service has ready endpoints",
 			"See the check replicas. The Service must select app.kubernetes.io/name=solepod.", (*Installation).endpoints},
+		{hooks, "foreign-webhooks", "no webhook of others is called for claims",
+			"Exclude solepod's namespace, or Leases, from that webhook, for example by a namespaceSelector with kubernetes.io/metadata.name NotIn. The create of each task pod writes a Lease, and waits for it.", configured((*Installation).foreign)},
 		{certificates, "certificate", "the serving certificate is valid for more than a quarter of its life",
 			"SelfSigned: search the log of the leader for \"certificates\". CertManager: read kubectl describe certificate. Provided: put a new certificate into the Secret.", (*Installation).certificate},
 		{certificates, "ca-bundle", "the caBundle of each webhook verifies the serving certificate",

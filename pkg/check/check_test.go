@@ -117,6 +117,21 @@ type (
 	certificate = cmapi.Certificate
 )
 
+func everything() []admissionregistrationv1.RuleWithOperations {
+	all := []string{"*"}
+	return []admissionregistrationv1.RuleWithOperations{{
+		Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.OperationAll},
+		Rule:       admissionregistrationv1.Rule{APIGroups: all, APIVersions: all, Resources: []string{"*/*"}},
+	}}
+}
+
+// policyEngine adds a validating webhook for everything, with a change.
+func policyEngine(change func(*admissionregistrationv1.ValidatingWebhook)) fault {
+	webhook := admissionregistrationv1.ValidatingWebhook{Name: "all.policy.example.com", Rules: everything(), TimeoutSeconds: ptr.To[int32](10)}
+	change(&webhook)
+	return add(&validating{ObjectMeta: metav1.ObjectMeta{Name: "policy"}, Webhooks: []admissionregistrationv1.ValidatingWebhook{webhook}})
+}
+
 // setting replaces a line of the configuration.
 func setting(old, other string) fault {
 	return edit(name, func(m *corev1.ConfigMap) {
@@ -209,7 +224,7 @@ func account(namespace, name string, labels map[string]string) *corev1.ServiceAc
 
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "labels", "requesters", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "foreign-webhooks", "labels", "requesters", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -337,7 +352,7 @@ func faults() map[string]faultCase {
 		},
 		"there are warnings only": {
 			inject: []fault{setting("enforcement: Deny", "enforcement: Warn")},
-			want:   map[string]string{"configuration": "warning: Warn", "guard": "skipped: Warn"},
+			want:   map[string]string{"configuration": "warning: shows no warnings", "guard": "skipped: Warn"},
 		},
 
 		// RBAC
@@ -418,6 +433,90 @@ func faults() map[string]faultCase {
 				"webhooks": "failed: there is no MutatingWebhookConfiguration and no ValidatingWebhookConfiguration solepod", "failure-policy": "skipped: guard.solepod.io",
 				"ca-bundle": "skipped: MutatingWebhookConfiguration and no ValidatingWebhookConfiguration", "stamp": "skipped: no guarded namespace", "guard": "skipped: no guarded namespace",
 			},
+		},
+		"injection and foreignAccess are off, and their webhooks not registered": {
+			inject: []fault{
+				setting("injection: Stamp", "injection: \"Off\""), setting("foreignAccess: Deny", "foreignAccess: \"Off\""),
+				edit(name, func(m *mutating) { m.Webhooks = slices.Delete(m.Webhooks, 0, 1) }),
+				edit(name, func(v *validating) { v.Webhooks = slices.Delete(v.Webhooks, 1, 3) }),
+			},
+			want: map[string]string{
+				"webhooks": "ok: declare.solepod.io, guard.solepod.io", "configuration": "ok: injection Off", "stamp": "skipped: injection is Off", "failure-policy": "ok: Fail",
+			},
+		},
+		"injection and foreignAccess are off in the configuration only": {
+			inject: []fault{setting("injection: Stamp", "injection: \"Off\""), setting("foreignAccess: Deny", "foreignAccess: \"Off\"")},
+			want:   map[string]string{"configuration": "ok: injection Off", "stamp": "skipped: injection is Off"},
+		},
+		"foreignAccess is off, and the wrong webhook not registered": {
+			inject: []fault{
+				setting("foreignAccess: Deny", "foreignAccess: \"Off\""),
+				edit(name, func(m *mutating) { m.Webhooks = slices.Delete(m.Webhooks, 0, 1) }),
+			},
+			want: map[string]string{
+				"webhooks": "failed: stamp.solepod.io is missing", "failure-policy": "skipped: stamp.solepod.io", "configuration": "ok: foreignAccess Off",
+				"stamp": `failed: "", want "alpha"`,
+			},
+		},
+		"the metrics are authorized without the permissions": {
+			inject: []fault{arg("--metrics-authorization")},
+			want:   map[string]string{"rbac": "failed: may not create subjectaccessreviews, create tokenreviews"},
+		},
+		"a policy engine is called for everything": {
+			inject: []fault{policyEngine(func(*admissionregistrationv1.ValidatingWebhook) {})},
+			want: map[string]string{
+				"foreign-webhooks": "warning: called for the Leases in namespace solepod-system: all.policy.example.com of ValidatingWebhookConfiguration policy (timeout 10 s)",
+			},
+		},
+		"a policy engine is called for Leases of solepod by name": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].APIGroups, w.Rules[0].APIVersions, w.Rules[0].Resources = []string{"coordination.k8s.io"}, []string{"v1beta1"}, []string{"leases"}
+				w.Rules[0].Operations = []admissionregistrationv1.OperationType{admissionregistrationv1.Update}
+				w.ObjectSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"dag_id": "x", "solepod.io/claim": "v1"}}
+				w.MatchConditions = []admissionregistrationv1.MatchCondition{{Name: "x", Expression: "true"}}
+			})},
+			want: map[string]string{"foreign-webhooks": "warning: (timeout 10 s), unless its matchConditions exclude them"},
+		},
+		"a policy engine excludes the namespace": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.NamespaceSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "kubernetes.io/metadata.name", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"solepod-system"}},
+				}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine selects namespaces by a label": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": "a"}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for other objects": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.ObjectSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+					{Key: "solepod.io/claim", Operator: metav1.LabelSelectorOpDoesNotExist},
+				}}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for other resources": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].Resources = []string{"pods", "leases/*"}
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a policy engine is called for another version, exactly": {
+			inject: []fault{policyEngine(func(w *admissionregistrationv1.ValidatingWebhook) {
+				w.Rules[0].APIVersions, w.MatchPolicy = []string{"v1beta1"}, ptr.To(admissionregistrationv1.Exact)
+			})},
+			want: map[string]string{"foreign-webhooks": "ok: none of 1"},
+		},
+		"a mutating webhook of others is called for everything": {
+			inject: []fault{add(&mutating{
+				ObjectMeta: metav1.ObjectMeta{Name: "defaults"},
+				Webhooks:   []admissionregistrationv1.MutatingWebhook{{Name: "all.defaults.example.com", Rules: everything()}},
+			})},
+			want: map[string]string{"foreign-webhooks": "warning: all.defaults.example.com of MutatingWebhookConfiguration defaults"},
 		},
 		"a webhook of a configuration is deleted": {
 			inject: []fault{edit(name, func(v *validating) { v.Webhooks = slices.Delete(v.Webhooks, 1, 2) })},

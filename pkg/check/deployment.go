@@ -131,6 +131,9 @@ func (i *Installation) configuration(ctx context.Context) (finding, error) {
 	if err != nil || found != nil {
 		return deref(found), err
 	}
+	if c.Enforcement == config.EnforcementWarn {
+		return warning("enforcement is Warn, but Airflow's Kubernetes client shows no warnings; see solepod's log, metrics and events"), nil
+	}
 	if c.Enforcement != config.EnforcementDeny {
 		return warning("enforcement is %s", c.Enforcement), nil
 	}
@@ -171,8 +174,8 @@ func (i *Installation) secret(ctx context.Context) (secret string, own bool, err
 	return "", false, errors.New("the Deployment names no Secret with certificates")
 }
 
-// argument returns the value of a flag in the Deployment, and whether it is set. The
-// flag ends with an equals sign, as in the chart.
+// argument returns the value of a flag in the Deployment, and whether it is set. A flag
+// with a value ends with an equals sign, as in the chart.
 func argument(d *appsv1.Deployment, flag string) (value string, given bool) {
 	for _, container := range d.Spec.Template.Spec.Containers {
 		for _, arg := range container.Args {
@@ -212,6 +215,10 @@ func (i *Installation) rbac(ctx context.Context, settings config.Configuration) 
 	}
 	if _, reclaims := argument(&d, "--reclaim-older-than="); reclaims || settings.Retries == config.RetriesSupersede {
 		rules = append(rules, rule{"", "pods", "", "", "patch delete"})
+	}
+	if _, authorizes := argument(&d, "--metrics-authorization"); authorizes {
+		rules = append(rules, rule{"authentication.k8s.io", "tokenreviews", "", "", "create"},
+			rule{"authorization.k8s.io", "subjectaccessreviews", "", "", "create"})
 	}
 	if secret, own := argument(&d, "--cert-secret="); own {
 		const group = "admissionregistration.k8s.io"

@@ -141,7 +141,9 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 	for _, hook := range slices.Sorted(maps.Keys(want)) {
 		is, there := got[hook]
 		if !there {
-			problems = append(problems, hook+" is missing")
+			if !slices.Contains(idle(settings), hook) {
+				problems = append(problems, hook+" is missing")
+			}
 			continue
 		}
 		for _, field := range slices.Sorted(maps.Keys(want[hook].fields)) {
@@ -169,6 +171,18 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 	return ok("%s", strings.Join(slices.Sorted(maps.Keys(got)), ", ")), nil
 }
 
+// idle returns the hooks that do nothing with a configuration. The chart does not
+// register them, and install.yaml does.
+func idle(settings config.Configuration) (hooks []string) {
+	if settings.Injection == config.InjectionOff {
+		hooks = append(hooks, installation.StampHook)
+	}
+	if settings.ForeignAccess == config.ForeignAccessOff {
+		hooks = append(hooks, installation.AccessHook, installation.ConnectHook)
+	}
+	return hooks
+}
+
 func excludes(selector *metav1.LabelSelector, namespace string) bool {
 	return selector != nil && slices.ContainsFunc(selector.MatchExpressions, func(r metav1.LabelSelectorRequirement) bool {
 		return r.Key == corev1.LabelMetadataName && r.Operator == metav1.LabelSelectorOpNotIn && slices.Contains(r.Values, namespace)
@@ -184,6 +198,13 @@ func (i *Installation) failurePolicy(ctx context.Context) (finding, error) {
 	for _, name := range []string{installation.GuardHook, installation.StampHook} {
 		h, there := got[name]
 		if !there {
+			settings, _, err := i.settings(ctx) // without valid ones, no hook is idle
+			if err != nil {
+				return finding{}, err
+			}
+			if slices.Contains(idle(settings), name) {
+				continue
+			}
 			return skipped("there is no webhook %s", name), nil
 		}
 		if h.failurePolicy != nil && *h.failurePolicy == admissionregistrationv1.Ignore {

@@ -47,7 +47,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -68,6 +67,9 @@ const (
 
 	// annotationHolders is the list of holders in JSON.
 	annotationHolders = "solepod.io/holders"
+	// annotationTask has the labels of the identity in JSON, if they are not labels of
+	// the claim: see write.
+	annotationTask = "solepod.io/task"
 
 	// prefix distinguishes claims from other Leases in solepod's namespace.
 	prefix = "claim-"
@@ -177,7 +179,11 @@ func Name(id taskpod.Identity) string { return prefix + id.Hash() }
 
 // write writes the holders into a Lease, with labels to select claims by and a
 // line for kubectl get. The identity is zero if it is not known.
-func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, environmentLabel string) error {
+//
+// kube-state-metrics shows the spec of each Lease to all who read metrics. The labels and
+// the spec of a discreet claim name no DAG, task or pod. The Reconciler needs these
+// names: they are in annotations, which nobody sees who may not read the Lease.
+func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, environmentLabel string, discreet bool) error {
 	raw, err := json.Marshal(holders)
 	if err != nil {
 		return fmt.Errorf("encoding the holders: %w", err)
@@ -185,14 +191,22 @@ func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, e
 	lease.Annotations = map[string]string{annotationHolders: string(raw)}
 	lease.Labels = map[string]string{}
 	if id != (taskpod.Identity{}) {
-		lease.Labels = id.Labels()
+		if discreet {
+			task, err := json.Marshal(id.Labels())
+			if err != nil {
+				return fmt.Errorf("encoding the task: %w", err)
+			}
+			lease.Annotations[annotationTask] = string(task)
+		} else {
+			lease.Labels = id.Labels()
+		}
 		lease.Labels[LabelNamespace] = id.Namespace
 	}
 	lease.Labels[Label] = version
 	if environment := holders[0].Environment; environment != "" {
 		lease.Labels[environmentLabel] = environment
 	}
-	line := describe(id, holders)
+	line := describe(holders, discreet)
 	lease.Spec.HolderIdentity = &line
 	acquired := metav1.NewMicroTime(holders[0].ClaimedAt.Time)
 	lease.Spec.AcquireTime = &acquired
@@ -220,12 +234,19 @@ func (h Holder) invalid() bool {
 		year < 0 || year > 9999
 }
 
-// identityOf returns the identity from the labels of a claim. ok is false if the
-// claim has the name of another identity.
+// identityOf returns the identity from the labels of a claim, or from its annotation. ok
+// is false if the claim has the name of another identity.
 func identityOf(lease *coordinationv1.Lease) (id taskpod.Identity, ok bool) {
 	labels := maps.Clone(lease.Labels)
 	if labels == nil {
 		return taskpod.Identity{}, false
+	}
+	if task, discreet := lease.Annotations[annotationTask]; discreet {
+		var own map[string]string
+		if err := json.Unmarshal([]byte(task), &own); err != nil {
+			return taskpod.Identity{}, false // edited by hand
+		}
+		maps.Copy(labels, own)
 	}
 	labels[taskpod.LabelOperator] = taskpod.True
 	id, ok = taskpod.Pod{Namespace: labels[LabelNamespace], Labels: labels}.Identity()
@@ -235,26 +256,22 @@ func identityOf(lease *coordinationv1.Lease) (id taskpod.Identity, ok bool) {
 	return id, true
 }
 
-// describe returns the line that kubectl get leases prints for a claim.
-func describe(id taskpod.Identity, holders []Holder) string {
-	const shown = 3
-	var names []string
-	for i, h := range holders {
-		if i == shown {
-			names = append(names, fmt.Sprintf("%d more", len(holders)-shown))
-			break
-		}
-		name := cmp.Or(h.Pod, "unknown")
-		if h.Family {
-			name = "mapped pods"
-		}
-		names = append(names, fmt.Sprintf("%s (%s)", name, cmp.Or(h.Environment, "unknown")))
+// describe returns the line that kubectl get leases prints for a claim. The task is in
+// the labels. With discreet, the line has no names of pods, which are those of tasks.
+func describe(holders []Holder, discreet bool) string {
+	first := holders[0]
+	name := cmp.Or(first.Pod, "unknown")
+	switch {
+	case first.Family:
+		name = "mapped pods"
+	case discreet:
+		name = "a pod"
 	}
-	task := "an unknown task"
-	if id != (taskpod.Identity{}) {
-		task = id.String()
+	line := fmt.Sprintf("%s (%s)", name, cmp.Or(first.Environment, "unknown"))
+	if more := len(holders) - 1; more > 0 {
+		line += fmt.Sprintf(", %d more", more)
 	}
-	return fmt.Sprintf("%s for %s", strings.Join(names, ", "), task)
+	return line
 }
 
 // observation is a holder and the pod of its name.

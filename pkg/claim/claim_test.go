@@ -2,6 +2,7 @@ package claim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -154,7 +155,7 @@ func TestWriteAndRead(t *testing.T) {
 		}
 		var lease coordinationv1.Lease
 		lease.Name = Name(id)
-		if err := write(&lease, id, want, envLabel); err != nil {
+		if err := write(&lease, id, want, envLabel, rapid.Bool().Draw(t, "discreet")); err != nil {
 			t.Fatal(err)
 		}
 		if errs := metav1validation.ValidateLabels(lease.Labels, nil); len(errs) > 0 {
@@ -174,15 +175,48 @@ func TestWriteAndRead(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	id, _ := taskpod.FromMeta(newPod("x dag_id=d task_id=t run_id=r map_index=3", ""), "").Identity()
-	for want, holders := range map[string][]Holder{
-		"a (alpha) for jobs/d/t/run_id=r/3":                               {{Pod: "a", Environment: "alpha"}},
-		"a (unknown), mapped pods (beta) for jobs/d/t/run_id=r/3":         {{Pod: "a"}, {Family: true, Environment: "beta"}},
-		"unknown (unknown), b (x), c (x), 2 more for jobs/d/t/run_id=r/3": {{}, {Pod: "b", Environment: "x"}, {Pod: "c", Environment: "x"}, {}, {}},
+	for _, c := range []struct {
+		holders        []Holder
+		full, discreet string
+	}{
+		{[]Holder{{Pod: "a", Environment: "alpha"}}, "a (alpha)", "a pod (alpha)"},
+		{[]Holder{{Pod: "a"}, {Family: true, Environment: "beta"}}, "a (unknown), 1 more", "a pod (unknown), 1 more"},
+		{[]Holder{{Family: true, Environment: "beta"}}, "mapped pods (beta)", "mapped pods (beta)"},
+		{[]Holder{{}, {Pod: "b"}, {}}, "unknown (unknown), 2 more", "a pod (unknown), 2 more"},
 	} {
-		if diff := cmp.Diff(want, describe(id, holders)); diff != "" {
-			t.Error(diff)
+		if got := describe(c.holders, false); got != c.full {
+			t.Errorf("%q, want %q", got, c.full)
 		}
+		if got := describe(c.holders, true); got != c.discreet {
+			t.Errorf("discreet: %q, want %q", got, c.discreet)
+		}
+	}
+}
+
+// A discreet claim shows no names in its labels or its spec, and has the same identity.
+func TestDiscreet(t *testing.T) {
+	pod := newPod("a-pod dag_id=a-dag task_id=a-task run_id=a-run map_index=3", "u")
+	id, _ := taskpod.FromMeta(pod, "").Identity()
+	claim := &coordinationv1.Lease{}
+	claim.Name = Name(id)
+	if err := write(claim, id, []Holder{held("a-pod dag_id=a-dag", "u", 0)}, envLabel, true); err != nil {
+		t.Fatal(err)
+	}
+	shown, err := json.Marshal([]any{claim.Labels, claim.Spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a-dag", "a-task", "a-run", "a-pod"} {
+		if strings.Contains(string(shown), name) {
+			t.Errorf("%s is in %s", name, shown)
+		}
+	}
+	if of, _, ok := Inspect(claim); of != id || !ok {
+		t.Errorf("%v, want %v", of, id)
+	}
+	claim.Annotations["solepod.io/task"] = "{"
+	if of, _, ok := Inspect(claim); of != (taskpod.Identity{}) || !ok {
+		t.Errorf("edited: %v, %v", of, ok)
 	}
 }
 
@@ -191,7 +225,7 @@ func lease(line string, holders ...Holder) *coordinationv1.Lease {
 	id, _ := taskpod.FromMeta(newPod(line, ""), "").Identity()
 	out := &coordinationv1.Lease{}
 	out.Namespace, out.Name = "solepod", Name(id)
-	if err := write(out, id, holders, envLabel); err != nil {
+	if err := write(out, id, holders, envLabel, false); err != nil {
 		panic(err)
 	}
 	return out

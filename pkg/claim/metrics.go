@@ -108,3 +108,13 @@ func (m *Metrics) repaired(claim string, seen []observation, next []Holder) {
 		m.states[claim] = stateInFlight
 	}
 }
+
+// forget removes the states of all claims.
+func (m *Metrics) forget() {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.states)
+}

@@ -12,6 +12,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -46,8 +47,9 @@ type Reconciler struct {
 	Settings  policy.Settings
 	// Deleted reports whether the watch has reported the end of a pod.
 	Deleted func(types.UID) bool
-	// Identify is that of Claimer.
+	// Identify and Discreet are those of Claimer.
 	Identify func(ctx context.Context, username string) string
+	Discreet bool
 	Now      func() time.Time
 	// Metrics may be nil.
 	Metrics *Metrics
@@ -63,21 +65,37 @@ const (
 
 	// workers is the number of claims that are reconciled concurrently.
 	workers = 4
+
+	// maxBackoff is the maximum delay between two attempts to repair a claim. The
+	// default of controller-runtime is 1,000 s: claims would be wrong for a quarter
+	// of an hour after an outage of some minutes.
+	maxBackoff = 30 * time.Second
 )
 
-// SetupWithManager runs the Reconciler on the leader. It adds the pods whose end it
-// observes to gone.
+// SetupWithManager runs the Reconciler in a term of the leader. It adds the pods whose
+// end it observes to gone.
 func (r *Reconciler) SetupWithManager(mgr manager.Manager, gone *DeletedPods) error {
-	c, err := controller.NewTyped("claims", mgr, controller.TypedOptions[Request]{
-		Reconciler: r, MaxConcurrentReconciles: workers,
-	})
+	options := r.options()
+	options.DefaultFromConfig(mgr.GetControllerOptions())
+	c, err := controller.NewTypedUnmanaged("claims", options)
 	if err != nil {
 		return err
 	}
 	return errors.Join(
+		mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+			defer r.Metrics.forget() // the next leader reports the claims
+			return c.Start(ctx)
+		})),
 		c.Watch(source.TypedKind(mgr.GetCache(), metadata.Object("Pod"), podEvents(gone))),
 		c.Watch(source.TypedKind(mgr.GetCache(), &coordinationv1.Lease{}, leaseEvents())),
 	)
+}
+
+func (r *Reconciler) options() controller.TypedOptions[Request] {
+	return controller.TypedOptions[Request]{
+		Reconciler: r, MaxConcurrentReconciles: workers,
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[Request](retryAfter, maxBackoff),
+	}
 }
 
 // Reconcile implements reconcile.TypedReconciler.
@@ -131,7 +149,7 @@ func (r *Reconciler) reconcile(ctx context.Context, req Request) (wait time.Dura
 	case len(next) == 0:
 		err = r.remove(ctx, &lease)
 	default:
-		if err := write(&lease, id, next, r.Settings.EnvironmentLabel); err != nil {
+		if err := write(&lease, id, next, r.Settings.EnvironmentLabel, r.Discreet); err != nil {
 			return 0, err
 		}
 		err = save(ctx, r.API, &lease)

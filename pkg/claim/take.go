@@ -41,6 +41,8 @@ type Claimer struct {
 	// Identify returns the environment that a user has now, "" if it is not known. It
 	// may be nil.
 	Identify func(ctx context.Context, username string) string
+	// Discreet leaves the names of DAGs, tasks and pods out of what a claim shows.
+	Discreet bool
 	// Metrics may be nil.
 	Metrics *Metrics
 
@@ -147,7 +149,7 @@ func (c *Claimer) attempt(ctx context.Context, id taskpod.Identity, n policy.Sub
 		return policy.Decision{}, fmt.Errorf("%w: Airflow still finds %d pods of %s; delete those that have ended",
 			errFull, len(holders)-1, id)
 	}
-	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel); err != nil {
+	if err := write(&lease, id, holders, c.Settings.EnvironmentLabel, c.Discreet); err != nil {
 		return policy.Decision{}, err
 	}
 	return decision, save(ctx, c.API, &lease)
@@ -175,6 +177,9 @@ func wrap(doing string, lease *coordinationv1.Lease, err error) error {
 		return nil
 	}
 	cure := ""
+	if errors.Is(err, context.DeadlineExceeded) && doing != "reading" {
+		cure = fmt.Sprintf("; the write of Lease %s/%s hangs: the API server or etcd is slow, or another webhook is called for Leases (solepod check names it)", lease.Namespace, lease.Name)
+	}
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 		// NotFound is about the namespace. When the namespace is deleted, so are
 		// solepod's Role and ServiceAccount, in any order.

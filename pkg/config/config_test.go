@@ -118,6 +118,8 @@ func TestErrorsNameFieldValueAndCure(t *testing.T) {
 		head + "injection: Stamp\ninjection: Off\n":                                     {`key "injection" already set in map`},
 		head + "selectorIncludesLabels: true\n":                                         {`unknown field "selectorIncludesLabels"`},
 		head + "environmentLabel: solepod.io/declared\n":                                {"has another meaning; choose another key"},
+		head + "environmentLabel: solepod.io/claim\n":                                   {`environmentLabel: Invalid value: "solepod.io/claim": has another meaning; choose another key`},
+		head + "environmentLabel: solepod.io/x\n":                                       {`environmentLabel: Invalid value: "solepod.io/x": has another meaning; choose another key`},
 		head + "retries: Replace\n":                                                     {`retries: Unsupported value: "Replace": supported values: "Allow", "Supersede"`},
 		head + "foreignAccess: Never\n":                                                 {`foreignAccess: Unsupported value: "Never": supported values: "Deny", "Audit", "Off"`},
 		head + "claims: {patience: 6s}\n":                                               {`claims.patience: Invalid value: "6s": must be from 0s to 5s`},

@@ -25,7 +25,8 @@ type Configuration struct {
 	metav1.TypeMeta `json:",inline"`
 
 	// EnvironmentLabel is the key of the environment label, on namespaces,
-	// ServiceAccounts and pods. Default: airflow-environment.
+	// ServiceAccounts and pods. Keys under solepod.io/ are not possible. Default:
+	// airflow-environment.
 	EnvironmentLabel string `json:"environmentLabel,omitempty"`
 
 	// Injection is what happens to task pods that do not declare their environment
@@ -105,7 +106,7 @@ type Enforcement string
 const (
 	// EnforcementDeny denies the request.
 	EnforcementDeny Enforcement = "Deny"
-	// EnforcementWarn admits it with an admission warning.
+	// EnforcementWarn admits it with an admission warning. Airflow does not show it.
 	EnforcementWarn Enforcement = "Warn"
 	// EnforcementAudit admits it and records the denial in log, metrics, event and audit annotation.
 	EnforcementAudit Enforcement = "Audit"

@@ -27,7 +27,8 @@ func (c *Configuration) validateType() field.ErrorList {
 func (c *Configuration) validate() field.ErrorList {
 	label := field.NewPath("environmentLabel")
 	errs := metav1validation.ValidateLabelName(c.EnvironmentLabel, label)
-	if slices.Contains(append(taskpod.AirflowLabels(), taskpod.LabelEvidence), c.EnvironmentLabel) {
+	// solepod gives keys of its own a meaning: claims would overwrite solepod.io/claim.
+	if slices.Contains(taskpod.AirflowLabels(), c.EnvironmentLabel) || strings.HasPrefix(c.EnvironmentLabel, "solepod.io/") {
 		errs = append(errs, field.Invalid(label, c.EnvironmentLabel, "has another meaning; choose another key"))
 	}
 	errs = append(errs, oneOf("injection", c.Injection, InjectionOff, InjectionStamp, InjectionRequire)...)

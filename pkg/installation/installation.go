@@ -23,8 +23,10 @@ const (
 
 // Names of hooks in the webhook configurations.
 const (
-	StampHook = "stamp.solepod.io"
-	GuardHook = "guard.solepod.io"
+	StampHook   = "stamp.solepod.io"
+	GuardHook   = "guard.solepod.io"
+	AccessHook  = "access.solepod.io"
+	ConnectHook = "connect.solepod.io"
 )
 
 // Configuration reads the configuration of the installation in a namespace.

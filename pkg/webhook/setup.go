@@ -28,6 +28,7 @@ import (
 	"github.com/solepod/solepod/pkg/claim"
 	"github.com/solepod/solepod/pkg/config"
 	"github.com/solepod/solepod/pkg/environment"
+	"github.com/solepod/solepod/pkg/leader"
 	"github.com/solepod/solepod/pkg/metadata"
 	"github.com/solepod/solepod/pkg/podindex"
 	"github.com/solepod/solepod/pkg/taskpod"
@@ -46,14 +47,15 @@ const (
 // pods, namespaces and ServiceAccounts, and the claims in solepod's namespace,
 // without the parts that are not used. fresh observes them.
 func CacheOptions(namespace, environmentLabel string, fresh *Freshness) cache.Options {
+	known := &words{}
 	return cache.Options{
 		NewInformer:      fresh.informer,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims},
+			&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{namespace: {}}, Transform: slimClaims(known)},
 			metadata.Object("Pod"): {
 				Label:     labels.SelectorFromSet(labels.Set{taskpod.LabelOperator: taskpod.True}),
-				Transform: slimPods(environmentLabel),
+				Transform: slimPods(environmentLabel, known),
 			},
 		},
 	}
@@ -115,19 +117,18 @@ func (c *caches) usable() error {
 	return c.fresh.check()
 }
 
-// Setup registers the hooks, the caches that they read, the Reconciler of the
-// claims and the readiness checks with a manager, which was made with
-// CacheOptions and fresh. api is an uncached client. After ctx ends, the hooks
-// close the connections of API servers; the manager may run for longer. synced
-// reports whether the caches are filled.
-func Setup(ctx context.Context, mgr manager.Manager, api client.Client, namespace string, cfg config.Configuration, fresh *Freshness) (synced func() bool, err error) {
+// Setup registers the hooks, the caches that they read and the readiness checks with a
+// manager, which was made with CacheOptions and fresh, and the Reconciler of the claims
+// with the leader. api is an uncached client. After ctx ends, the hooks close the
+// connections of API servers; the manager may run for longer.
+func Setup(ctx context.Context, mgr manager.Manager, lead *leader.Leader, api client.Client, namespace string, cfg config.Configuration, fresh *Freshness) error {
 	caches, err := newCaches(ctx, mgr.GetCache(), fresh)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	counters, claimMetrics := newCounters(), claim.NewMetrics()
 	if err := errors.Join(counters.register(metrics.Registry), metrics.Registry.Register(claimMetrics), metrics.Registry.Register(fresh)); err != nil {
-		return nil, fmt.Errorf("registering metrics: %w", err)
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	resolver := environment.Resolver{
 		Label:        cfg.EnvironmentLabel,
@@ -135,19 +136,18 @@ func Setup(ctx context.Context, mgr manager.Manager, api client.Client, namespac
 		Objects:      metadata.Reader{Cache: mgr.GetCache(), Live: api},
 	}
 	identified := func(ctx context.Context, username string) string { return identify(ctx, resolver, username) }
+	discreet := cfg.Disclosure == config.DisclosureDiscreet
 	reconciler := &claim.Reconciler{
 		Cache: mgr.GetCache(), Pods: caches.index, API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Identify: identified, Now: time.Now, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Identify: identified, Now: time.Now, Discreet: discreet, Metrics: claimMetrics,
 	}
-	if err := reconciler.SetupWithManager(mgr, caches.deleted); err != nil {
-		return nil, fmt.Errorf("setting up the reconciler of claims: %w", err)
-	}
+	lead.Add(func(term manager.Manager) error { return reconciler.SetupWithManager(term, caches.deleted) })
 	claimer := &claim.Claimer{
 		API: api, Namespace: namespace, Settings: cfg.Policy(),
-		Deleted: caches.deleted.Has, Identify: identified, Patience: cfg.Claims.Patience.Duration, Metrics: claimMetrics,
+		Deleted: caches.deleted.Has, Identify: identified, Patience: cfg.Claims.Patience.Duration, Discreet: discreet, Metrics: claimMetrics,
 	}
 	registerHooks(ctx, mgr, api, cfg, resolver, caches, claimer, counters)
-	return caches.synced, addHealth(mgr, caches)
+	return addHealth(mgr, caches)
 }
 
 // identify returns the environment of a user of which only the name is known, or "".

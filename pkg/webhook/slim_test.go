@@ -1,9 +1,13 @@
 package webhook
 
 import (
+	"fmt"
 	"maps"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -18,7 +22,7 @@ import (
 // A slim pod is the same task pod, and has only what is used.
 func TestSlimPods(t *testing.T) {
 	const label = "example.com/env"
-	slim := slimPods(label)
+	slim := slimPods(label, &words{})
 	now := metav1.NewTime(time.Unix(1678266809, 0))
 	for name, change := range map[string]func(*metav1.PartialObjectMetadata){
 		"plain":    func(*metav1.PartialObjectMetadata) {},
@@ -84,8 +88,48 @@ func TestSlimClaims(t *testing.T) {
 	}
 	want := &coordinationv1.Lease{ObjectMeta: *lease.ObjectMeta.DeepCopy()}
 	lease.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}
-	got, err := slimClaims(lease)
+	got, err := slimClaims(&words{})(lease)
 	if diff := cmp.Diff(any(want), got); diff != "" || err != nil {
 		t.Error(err, diff)
+	}
+}
+
+// address tells copies of a word apart.
+func address(word string) *byte { return unsafe.StringData(word) } //nolint:gosec // it is not written to
+
+// Pods of one DAG that arrive one by one have one copy of its name, although there are
+// garbage collections in between.
+func TestWordsAreShared(t *testing.T) {
+	slim := slimPods("e", &words{})
+	copies := map[*byte]bool{}
+	for i := range 20 {
+		pod := metadata.Object("Pod")
+		pod.ObjectMeta = taskPod(fmt.Sprint("x-", i)).ObjectMeta
+		pod.Labels["dag_id"] = strings.Clone("a-dag")
+		object, err := slim(pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copies[address(object.(*metav1.PartialObjectMetadata).Labels["dag_id"])] = true
+		runtime.GC()
+		runtime.GC()
+	}
+	if len(copies) != 1 {
+		t.Errorf("%d copies of the name of a DAG", len(copies))
+	}
+}
+
+// Words that are no longer in use are forgotten, and those in use are not.
+func TestWordsAreForgotten(t *testing.T) {
+	w := &words{}
+	used := address(w.shared("used"))
+	for i := range 5 * maxYoung {
+		w.shared(fmt.Sprint("run-", i))
+		if address(w.shared("used")) != used {
+			t.Fatalf("after %d words, there is another copy", i)
+		}
+		if got := len(w.young) + len(w.old); got > 2*maxYoung {
+			t.Fatalf("%d words", got)
+		}
 	}
 }

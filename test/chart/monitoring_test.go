@@ -32,6 +32,8 @@ type rule struct {
 	Alert string `json:"alert,omitempty"`
 	Name  string `json:"record,omitempty"`
 	Expr  string `json:"expr"`
+
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 type group struct {
@@ -69,7 +71,17 @@ func TestAlerts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anchors := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^### (.*)$`).FindAllStringSubmatch(string(docs), -1) {
+		anchor := strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-") // as GitHub makes them
+		anchors[strings.ReplaceAll(anchor, ",", "")] = true
+	}
 	for _, r := range alerts(t) {
+		// The chart replaces main by its version: see TestRender.
+		anchor, ok := strings.CutPrefix(r.Annotations["runbook_url"], "https://github.com/solepod/solepod/blob/main/docs/operations.md#")
+		if !ok || !anchors[anchor] || !strings.Contains(anchor, strings.ToLower(r.Alert)) {
+			t.Errorf("%s: its runbook_url is %q", r.Alert, r.Annotations["runbook_url"])
+		}
 		if !regexp.MustCompile(`(?m)^### .*\b` + r.Alert + `\b`).Match(docs) {
 			t.Errorf("docs/operations.md does not say what to do about %s", r.Alert)
 		}

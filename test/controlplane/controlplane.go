@@ -237,14 +237,19 @@ func (c *ControlPlane) start(path string, args ...string) error {
 
 // Restart stops kube-apiserver and etcd, and starts them again with all that
 // they had, at the same addresses.
-func (c *ControlPlane) Restart() error {
-	apiServer, etcd := c.env.ControlPlane.GetAPIServer(), c.env.ControlPlane.Etcd
-	for _, do := range []func() error{apiServer.Stop, etcd.Stop, etcd.Start, apiServer.Start} {
-		if err := do(); err != nil {
-			return err
-		}
+func (c *ControlPlane) Restart() error { return errors.Join(c.Down(), c.Up()) }
+
+// Down stops kube-apiserver and etcd.
+func (c *ControlPlane) Down() error {
+	return errors.Join(c.env.ControlPlane.GetAPIServer().Stop(), c.env.ControlPlane.Etcd.Stop())
+}
+
+// Up starts etcd and kube-apiserver after Down.
+func (c *ControlPlane) Up() error {
+	if err := c.env.ControlPlane.Etcd.Start(); err != nil {
+		return err
 	}
-	return nil
+	return c.env.ControlPlane.GetAPIServer().Start()
 }
 
 // SignalEtcd sends etcd a signal. Its process is found by its data (Linux).

@@ -146,3 +146,24 @@ func TestEtcdStalls(t *testing.T) {
 		t.Errorf("%q", pods)
 	}
 }
+
+// Each write of a Lease takes three seconds, as with a slow webhook of others that is
+// called for it. A mapped pod takes two claims, so there is no time for the second one.
+// The response says what hangs.
+func TestMappedPodBesideASlowWebhook(t *testing.T) {
+	g := solepod.Run(t, plane, solepod.Options{Faults: true})
+	clients := solepod.Airflows(t, plane, jobs)
+	g.Break(func(verb, resource string) solepod.Fault {
+		if resource == "leases" && verb != "get" && verb != "list" && verb != "watch" {
+			return solepod.Fault{Delay: 3 * time.Second}
+		}
+		return solepod.Fault{}
+	})
+	err := clients["alpha"].Create(t.Context(), pod("slow-webhook", "slow-webhook", "map_index=1"))
+	const hangs = "; the write of Lease solepod-system/claim-"
+	if outcome(err) != "503" || !strings.Contains(err.Error(), hangs) || !strings.Contains(err.Error(), "solepod check names it") {
+		t.Errorf("%v", err)
+	}
+	g.Break(nil)
+	works(t, g, clients, "slow-webhook")
+}

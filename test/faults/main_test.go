@@ -121,7 +121,7 @@ func works(t *testing.T, g *solepod.Process, clients map[string]client.Client, r
 }
 
 // revive starts replicas that have ended, as the kubelet does, and waits until
-// all are ready. A leader ends if it cannot renew its lease for ten seconds.
+// all are ready.
 func revive(t *testing.T, g *solepod.Process) {
 	t.Helper()
 	for _, replica := range g.Replicas {

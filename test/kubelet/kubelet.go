@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -296,6 +297,11 @@ func (k *Kubelet) run(ctx context.Context, object *corev1.Pod) error {
 		return err
 	}
 	for _, arg := range container.Args {
+		for _, env := range container.Env {
+			if from := env.ValueFrom; from != nil && from.ResourceFieldRef != nil && from.ResourceFieldRef.Resource == "limits.memory" {
+				arg = strings.ReplaceAll(arg, "$("+env.Name+")", strconv.FormatInt(container.Resources.Limits.Memory().Value(), 10))
+			}
+		}
 		for _, mount := range container.VolumeMounts {
 			arg = strings.ReplaceAll(arg, mount.MountPath, filepath.Join(dir, mount.Name))
 		}

@@ -33,6 +33,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
+	"github.com/solepod/solepod/pkg/installation"
 	"github.com/solepod/solepod/pkg/webhook"
 	"github.com/solepod/solepod/test/chart"
 	"github.com/solepod/solepod/test/controlplane"
@@ -357,7 +358,7 @@ func (g *Process) Install(ctx context.Context) error {
 }
 
 // waitCalled waits until the API server, which learns of webhook configurations
-// by a watch, sends reviews to both hooks, by dry runs of a task pod.
+// by a watch, sends reviews to the hooks that are registered, by dry runs of a task pod.
 func (g *Process) waitCalled(ctx context.Context) error {
 	return wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, 30*time.Second, true, func(ctx context.Context) (bool, error) {
 		probe := &corev1.Pod{
@@ -371,7 +372,10 @@ func (g *Process) waitCalled(ctx context.Context) error {
 		}
 		stamped, stampErr := g.Calls(ctx, webhook.StampPath)
 		asked, guardErr := g.Calls(ctx, webhook.GuardPath)
-		return stamped > 0 && asked > 0, errors.Join(stampErr, guardErr)
+		stamps := slices.ContainsFunc(g.webhooks.MutatingWebhooks, func(c *admissionregistrationv1.MutatingWebhookConfiguration) bool {
+			return slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return w.Name == installation.StampHook })
+		})
+		return (stamped > 0 || !stamps) && asked > 0, errors.Join(stampErr, guardErr)
 	})
 }
 

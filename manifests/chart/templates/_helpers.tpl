@@ -77,3 +77,9 @@ annotations:
   cert-manager.io/inject-ca-from: {{ .Release.Namespace }}/solepod
 {{- end }}
 {{- end -}}
+
+{{- /* "true" unless a setting is Off, which YAML may read as false. A hook that does
+nothing is not registered: it would cost each request a call. */ -}}
+{{- define "solepod.on" -}}
+{{- not (has (toString .) (list "Off" "false")) -}}
+{{- end -}}
