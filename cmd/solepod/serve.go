@@ -147,7 +147,7 @@ func (o *serveOptions) complete(stderr io.Writer) (c completed, err error) {
 		return c, fmt.Errorf("--max-staleness %s: want at least %s", o.maxStaleness, webhook.MinStaleness)
 	}
 	if o.memoryLimit < 0 {
-		return c, fmt.Errorf("--memory-limit %d: want a number of bytes, or 0 for none", o.memoryLimit)
+		return c, fmt.Errorf("--memory-limit %d: want bytes, or 0 for none", o.memoryLimit)
 	}
 	if o.reclaimOlderThan < 0 {
 		return c, fmt.Errorf("--reclaim-older-than %s: want 0 or more", o.reclaimOlderThan)

@@ -182,7 +182,7 @@ func Name(id taskpod.Identity) string { return prefix + id.Hash() }
 //
 // kube-state-metrics shows the spec of each Lease to all who read metrics. The labels and
 // the spec of a discreet claim name no DAG, task or pod. The Reconciler needs these
-// names: they are in annotations, which nobody sees who may not read the Lease.
+// names: they are in annotations, which only readers of the Lease get.
 func write(lease *coordinationv1.Lease, id taskpod.Identity, holders []Holder, environmentLabel string, discreet bool) error {
 	raw, err := json.Marshal(holders)
 	if err != nil {

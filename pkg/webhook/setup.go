@@ -118,8 +118,8 @@ func (c *caches) usable() error {
 }
 
 // Setup registers the hooks, the caches that they read and the readiness checks with a
-// manager, which was made with CacheOptions and fresh, and the Reconciler of the claims
-// with the leader. api is an uncached client. After ctx ends, the hooks close the
+// manager, which was made with CacheOptions and fresh. It adds the Reconciler of the
+// claims to the work of the leader. api is an uncached client. After ctx ends, the hooks close the
 // connections of API servers; the manager may run for longer.
 func Setup(ctx context.Context, mgr manager.Manager, lead *leader.Leader, api client.Client, namespace string, cfg config.Configuration, fresh *Freshness) error {
 	caches, err := newCaches(ctx, mgr.GetCache(), fresh)

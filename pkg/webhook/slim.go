@@ -79,11 +79,11 @@ func slimClaims(known *words) func(any) (any, error) {
 }
 
 // words has one copy of each word that was in use lately. (Package unique forgets a
-// word at the next garbage collection unless somebody keeps its Handle, and a label has
-// no place for one. Then pods that arrive one by one would have a copy each.)
+// word at the next garbage collection without a reference to its Handle, and a label
+// has no place for one. Then pods that arrive one by one would have a copy each.)
 type words struct {
 	mu sync.Mutex
-	// Words that are asked for are young. When there are too many, the young ones
+	// Words become young when they are used. When there are too many, the young ones
 	// become the old ones, and the old ones are forgotten.
 	young, old map[string]string
 }

@@ -149,7 +149,7 @@ func TestEtcdStalls(t *testing.T) {
 
 // Each write of a Lease takes three seconds, as with a slow webhook of others that is
 // called for it. A mapped pod takes two claims, so there is no time for the second one.
-// The response says what hangs.
+// The response names the write that hangs.
 func TestMappedPodBesideASlowWebhook(t *testing.T) {
 	g := solepod.Run(t, plane, solepod.Options{Faults: true})
 	clients := solepod.Airflows(t, plane, jobs)

@@ -126,8 +126,8 @@ func TestClaimsReadWell(t *testing.T) {
 	}
 }
 
-// kube-state-metrics shows the spec of all Leases. With Discreet, nobody learns of tasks
-// from it, and claims work as before.
+// kube-state-metrics shows the spec of all Leases. With Discreet, it has no names of tasks,
+// and claims work as before.
 func TestDiscreetClaims(t *testing.T) {
 	shared.Own(t, plane, solepod.Options{Config: "apiVersion: solepod.io/v1alpha1\nkind: Configuration\ndisclosure: Discreet\n"})
 	w := newWorld(t, "discreet-claims")

@@ -68,7 +68,7 @@ func TestMetricsAuthorization(t *testing.T) {
 	}{
 		"no token":          {"", http.StatusUnauthorized, "want the header Authorization"},
 		"another scheme":    {"Basic " + scraper.BearerToken, http.StatusUnauthorized, "want the header Authorization"},
-		"a false token":     {"Bearer x", http.StatusUnauthorized, "does not know this token"},
+		"a false token":     {"Bearer x", http.StatusUnauthorized, "rejects this token"},
 		"may not read them": {token, http.StatusForbidden, "system:serviceaccount:" + w.jobs + ":scraper may not get /metrics: bind the ClusterRole solepod-metrics"},
 	} {
 		status, text, err := get("https", c.authorization)
