@@ -72,7 +72,7 @@ func stuckFor(after time.Duration) func(*Pod) {
 	}
 }
 
-// over has a base container that ended some time ago, beside a sidecar.
+// over has a base container that ended some time ago, next to a sidecar.
 func over(ago time.Duration) func(*Pod) {
 	return func(p *Pod) {
 		p.Over = &taskpod.Over{Container: "base", At: now.Add(-ago), Running: []string{"istio-proxy"}}

@@ -175,7 +175,7 @@ func (i *Installation) webhooks(ctx context.Context, settings config.Configurati
 // register them, and install.yaml does.
 func idle(settings config.Configuration) (hooks []string) {
 	if settings.Injection == config.InjectionOff {
-		hooks = append(hooks, installation.StampHook)
+		hooks = append(hooks, installation.StampHook, installation.OwnerHook)
 	}
 	if settings.ForeignAccess == config.ForeignAccessOff {
 		hooks = append(hooks, installation.AccessHook, installation.ConnectHook)

@@ -1,7 +1,7 @@
 // Package environment resolves requesters to environments. The first of these that
 // names an environment decides: the configuration, the label of the requesting
 // ServiceAccount, the label of its namespace. The label of the namespace of a pod is
-// a guess, for requesters of which nothing else is known.
+// a guess, for requesters without an environment of their own.
 package environment
 
 import (

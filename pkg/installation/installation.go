@@ -24,6 +24,7 @@ const (
 // Names of hooks in the webhook configurations.
 const (
 	StampHook   = "stamp.solepod.io"
+	OwnerHook   = "owner.solepod.io"
 	GuardHook   = "guard.solepod.io"
 	AccessHook  = "access.solepod.io"
 	ConnectHook = "connect.solepod.io"

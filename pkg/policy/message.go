@@ -31,7 +31,7 @@ func duplicateMessage(reason Reason, n Submission, x taskpod.Pod, s Settings) st
 		case n.Pod.Environment(s.EnvironmentLabel) == "":
 			cure += fmt.Sprintf("; if it belongs to another Airflow, label the namespace of each Airflow with %s", s.EnvironmentLabel)
 		case n.Requester.Guessed && !n.Pod.Declares(s.EnvironmentLabel):
-			// It may belong to another Airflow that asks through the same user.
+			// It may belong to another Airflow with the same user.
 			cure = fmt.Sprintf("Wait until that pod has ended. If it belongs to another Airflow, label the namespace of each Airflow with its own %s and with %s=enabled, and restart Airflow",
 				s.EnvironmentLabel, taskpod.LabelDeclare)
 		}

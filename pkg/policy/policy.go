@@ -62,8 +62,8 @@ func (r Requester) environments() []string {
 }
 
 // sameAirflow reports whether two requesters are one Airflow: the same user, or users
-// of the same environment now. It is false if one of them is unknown. A guess says
-// nothing about a user.
+// of the same environment now. It is false if one of them is unknown. A guess is
+// no environment of a user.
 func (r Requester) sameAirflow(o Requester) bool {
 	return r.Username != "" && r.Username == o.Username ||
 		r.Environment != "" && r.Environment == o.Environment && !r.Guessed && !o.Guessed
@@ -162,8 +162,8 @@ type Decision struct {
 
 // Decide decides whether a task pod may be created in addition to the existing
 // pods. It ignores existing pods that do not matter: pods of other tasks, checked
-// pods, and pods of controllers. Nothing can be created beside a pod of the same name,
-// whatever that is.
+// pods, and pods of controllers. No pod can be created while another object has its
+// name.
 func Decide(n Submission, existing []Existing, s Settings) Decision {
 	if !n.Pod.Guarded() {
 		return Decision{Allowed: true}

@@ -307,7 +307,7 @@ func TestEqualTry(t *testing.T) {
 	}
 }
 
-// Nothing can be created beside a pod of the same name.
+// No pod can be created next to one of the same name.
 func TestNameTaken(t *testing.T) {
 	for name, tc := range map[string]struct {
 		n, x              string
@@ -341,7 +341,7 @@ func TestNameTaken(t *testing.T) {
 	}
 }
 
-// An Airflow is the same whatever its label says and said. Two declarations differ.
+// An Airflow is the same with any label, now and before. Two declarations differ.
 func TestCreator(t *testing.T) {
 	for name, tc := range map[string]struct{ n, by, x, createdBy, want string }{
 		"renamed, the same user":           {"n beta~ try_number=2", "bob/beta", "x alpha~", "bob/beta", "admit"},

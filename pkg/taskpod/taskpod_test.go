@@ -203,7 +203,7 @@ func TestFinishedAndTry(t *testing.T) {
 	}
 }
 
-// A task is over when its base container has ended, whatever runs beside it.
+// A task is over when its base container has ended, with any sidecar.
 func TestFromPod(t *testing.T) {
 	at := metav1.NewTime(time.Date(2023, 3, 8, 9, 0, 0, 0, time.UTC))
 	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: at}}

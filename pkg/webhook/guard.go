@@ -85,8 +85,8 @@ func (g *guard) handle(ctx context.Context, req admission.Request) (environment 
 	return requester.Environment, decision, err
 }
 
-// abandoned returns a denial that says so if the environment of the existing pod no
-// longer exists.
+// abandoned returns a denial with another message if the environment of the existing pod
+// no longer exists.
 func (g *guard) abandoned(ctx context.Context, n policy.Submission, decision policy.Decision) policy.Decision {
 	environment := decision.Existing.Environment(g.settings.EnvironmentLabel)
 	if environment == "" {
@@ -167,8 +167,8 @@ func (g *guard) supersede(ctx context.Context, pods []taskpod.Pod) error {
 
 // decide decides with the cached pods first. Before it denies, it reads the
 // conflicting pod from the API server, because the cache lags behind and does not
-// have the phase, and the creator of that pod from its claim. An admission needs no such
-// read: the end of a pod never turns an admission into a denial.
+// have the phase. It also reads the creator of that pod from its claim. An admission
+// needs no such read: the end of a pod never turns an admission into a denial.
 func (g *guard) decide(ctx context.Context, n policy.Submission) (policy.Decision, error) {
 	id, _ := n.Pod.Identity()
 	cached, err := g.pods.cached(id)

@@ -150,7 +150,7 @@ func Setup(ctx context.Context, mgr manager.Manager, lead *leader.Leader, api cl
 	return addHealth(mgr, caches)
 }
 
-// identify returns the environment of a user of which only the name is known, or "".
+// identify returns the environment of a user by its name alone, or "".
 func identify(ctx context.Context, resolver environment.Resolver, username string) string {
 	user := authenticationv1.UserInfo{Username: username}
 	if namespace, _, err := serviceaccount.SplitUsername(username); err == nil {

@@ -31,9 +31,9 @@ func (s *stamp) Handle(ctx context.Context, req admission.Request) admission.Res
 	return admission.Patched("", patches...)
 }
 
-// handle returns only "add" operations: one for the label, one for the annotation that
-// records where the label comes from, and one for the annotation that records that an
-// Airflow has created a pod with a controller reference.
+// handle returns only "add" operations: one for the label, and two for annotations. One
+// records where the label comes from. The other records that an Airflow has created a pod
+// with a controller reference.
 func (s *stamp) handle(ctx context.Context, req admission.Request) ([]jsonpatch.JsonPatchOperation, error) {
 	if s.off || !isPod(req) || req.Operation != admissionv1.Create {
 		return nil, nil

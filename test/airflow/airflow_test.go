@@ -190,11 +190,11 @@ type task struct {
 	environment string
 }
 
-// start has an environment's Airflow run the task of incident/dags, with its own
-// metadata database and its own ServiceAccount.
-func (w *world) start(environment string, settings ...string) *task {
+// airflow makes the home of an environment's Airflow, with its own metadata database and
+// its own ServiceAccount, and returns the environment variables of its processes.
+func (w *world) airflow(environment string, settings ...string) (home string, env []string) {
 	w.Helper()
-	home := filepath.Join(w.TempDir(), environment)
+	home = filepath.Join(w.TempDir(), environment)
 	if err := os.CopyFS(home, os.DirFS(w.home)); err != nil {
 		w.Fatal(err)
 	}
@@ -221,22 +221,38 @@ func (w *world) start(environment string, settings ...string) *task {
 	if w.prepare != nil {
 		w.prepare(w.T, home)
 	}
-	settingsDir, err := filepath.Abs("incident")
+	incident, err := filepath.Abs("incident")
 	if err != nil {
 		w.Fatal(err)
 	}
-	dags := filepath.Join(settingsDir, "dags")
-	command := []string{w.python, filepath.Join(settingsDir, "run.py"), filepath.Join(dags, "dag.py")}
+	return home, environ(home, append([]string{
+		"AIRFLOW__CORE__DAGS_FOLDER=" + filepath.Join(incident, "dags"), // Airflow 3 runs only what it finds there
+		"PYTHONPATH=" + incident, "KUBECONFIG=" + kubeconfig, "NAMESPACE=" + w.jobs,
+		"LOGICAL_DATE=2023-03-08T01:30:00",
+	}, settings...)...)
+}
+
+// start has an environment's Airflow run the task of incident/dags.
+func (w *world) start(environment string, settings ...string) *task {
+	w.Helper()
+	home, env := w.airflow(environment, settings...)
+	incident, err := filepath.Abs("incident")
+	if err != nil {
+		w.Fatal(err)
+	}
+	command := []string{w.python, filepath.Join(incident, "run.py"), filepath.Join(incident, "dags", "dag.py")}
 	if w.launcher != "" {
 		command = slices.Insert(command, 0, w.installed(w.launcher))
 	}
+	return &task{w.run(home, env, "task", command...), w, environment}
+}
+
+// run starts a process of an Airflow, which ends with the test.
+func (w *world) run(home string, env []string, name string, command ...string) *controlplane.Process {
+	w.Helper()
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Env = environ(home, append([]string{
-		"AIRFLOW__CORE__DAGS_FOLDER=" + dags, // Airflow 3 runs only what it finds there
-		"PYTHONPATH=" + settingsDir, "KUBECONFIG=" + kubeconfig, "NAMESPACE=" + w.jobs,
-		"LOGICAL_DATE=2023-03-08T01:30:00",
-	}, settings...)...)
-	process, err := controlplane.StartProcess(cmd, filepath.Join(home, "task.log"))
+	cmd.Env = env
+	process, err := controlplane.StartProcess(cmd, filepath.Join(home, name+".log"))
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -245,7 +261,7 @@ func (w *world) start(environment string, settings ...string) *task {
 			w.Error(err)
 		}
 	})
-	return &task{process, w, environment}
+	return process
 }
 
 // Settings with which solepod makes the Airflow declare its environment: by a file in

@@ -68,7 +68,7 @@ func TestDeclared(t *testing.T) {
 	}
 }
 
-// otherPlugins puts plugins of a user beside that of solepod: one that works, and one
+// otherPlugins adds plugins of a user to that of solepod: one that works, and one
 // that raises.
 func otherPlugins(t *testing.T, home string) {
 	t.Helper()

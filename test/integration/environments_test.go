@@ -117,7 +117,7 @@ environments:
 }
 
 // The label of an environment is put on, renamed and taken off while tasks run. An
-// Airflow still knows its own pods.
+// Airflow still has access to its own pods.
 func TestRenamedEnvironment(t *testing.T) {
 	shared.Run(t, plane)
 	w := newWorld(t, "renamed")

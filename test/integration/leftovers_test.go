@@ -22,7 +22,7 @@ import (
 	"github.com/solepod/solepod/test/fixture"
 )
 
-// report is what audit says of the namespace of the pods.
+// report is the report of audit on the namespace of the pods.
 func (w *world) report(ctx context.Context, options audit.Options) audit.Report {
 	w.t.Helper()
 	settings := config.Default()
@@ -102,8 +102,8 @@ func TestStuckTerminating(t *testing.T) {
 	w.mustCreate(production, "n")
 }
 
-// A job of production that cleans up deletes finished pods of alpha, too. Nobody is
-// paged for that.
+// A job of production that cleans up deletes finished pods of alpha, too. That fires no
+// alert.
 func TestForeignCleanup(t *testing.T) {
 	g := shared.Run(t, plane)
 	w := newWorld(t, "reaper")
@@ -227,7 +227,7 @@ func TestLabelsBySubresource(t *testing.T) {
 	if err := w.admin.SubResource("resize").Patch(t.Context(), resized, merge(run)); err != nil || resized.Labels["run_id"] != "" {
 		t.Errorf("a resize changes labels: %v, %v", resized.Labels, err)
 	}
-	// A scheduler can add labels by a binding, which solepod does not see.
+	// A scheduler can add labels by a binding, which no hook of solepod reviews.
 	pod := w.mustCreate(production, "bound run_id-")
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"run_id": w.pod("x").Labels["run_id"]}},
