@@ -123,6 +123,8 @@ func checks(scan func() (scan, error)) []check {
 			"Restart the pods that started before. For the others, see docs/environments.md.", configured((*Installation).declares)},
 		{environments, "undeclared", "task pods declare their environment",
 			"Label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow (docs/environments.md). Only then can its tasks run at the same time as those of another environment.", configured(scanned(scan, undeclared))},
+		{environments, "separation", "no label of your own separates the pods that collide",
+			"If it is the name of the Airflow, set environmentLabel to that key (docs/environments.md).", configured(separation(scan))},
 		{environments, "names", "task pods of different environments have different names",
 			"Leave random_name_suffix of the operator at True, which is the default, or give the pods of each environment another name.", configured(scanned(scan, fixedNames))},
 		{operation, "stamp", "a new task pod gets its environment (a dry run)",

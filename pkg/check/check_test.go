@@ -209,6 +209,13 @@ func declares(pod *corev1.Pod, environment string) *corev1.Pod {
 	return pod
 }
 
+// own is a task pod of one task, with a label of its own.
+func own(name, deployment string) *corev1.Pod {
+	pod := taskPod("airflow-other", name)
+	pod.Labels["run_id"], pod.Labels["deployment"], pod.Labels["airflow_version"] = "r", deployment, "2."+name
+	return pod
+}
+
 // createdBy is a claim of a pod that a user has created.
 func createdBy(name, namespace, user string) *coordinationv1.Lease {
 	id := taskpod.Identity{Namespace: namespace, DAG: "d", Task: "t", RunLabel: "run_id", Run: name}
@@ -224,7 +231,7 @@ func account(namespace, name string, labels map[string]string) *corev1.ServiceAc
 
 // all is every check that needs the configuration, with the same outcome.
 func all(text string, others map[string]string) map[string]string {
-	for _, name := range []string{"rbac", "webhooks", "foreign-webhooks", "labels", "requesters", "declare", "undeclared", "names", "stamp", "guard", "claims"} {
+	for _, name := range []string{"rbac", "webhooks", "foreign-webhooks", "labels", "requesters", "declare", "undeclared", "separation", "names", "stamp", "guard", "claims"} {
 		others[name] = text
 	}
 	return others
@@ -232,7 +239,7 @@ func all(text string, others map[string]string) map[string]string {
 
 // forbiddenScan is what fails if the cluster cannot be scanned.
 func forbiddenScan(others map[string]string) map[string]string {
-	for _, name := range []string{"requesters", "undeclared", "names", "claims"} {
+	for _, name := range []string{"requesters", "undeclared", "separation", "names", "claims"} {
 		others[name] = "failed: forbidden"
 	}
 	return others
@@ -807,6 +814,17 @@ func faults() map[string]faultCase {
 		"pods of no environment": {
 			inject: []fault{add(taskPod("airflow-other", "one"), taskPod("airflow-other", "two"))},
 			want:   map[string]string{"undeclared": "warning: 2 task pods in namespace airflow-other"},
+		},
+		"pods that a label of their own separates": {
+			inject: []fault{add(own("a", "alpha"), own("b", "production"))},
+			want: map[string]string{
+				"separation": "warning: pods that collide have different values of the label deployment",
+				"undeclared": "warning: 2 task pods in namespace airflow-other",
+			},
+		},
+		"pods that no label separates": {
+			inject: []fault{add(own("a", "alpha"), own("b", "alpha"))},
+			want:   map[string]string{"separation": "ok: no label", "undeclared": "warning: 2 task pods in namespace airflow-other"},
 		},
 		"an environment that is guessed": {
 			inject: []fault{add(createdBy("claim-x", "airflow-alpha", "system:serviceaccount:default:airflow"))},
