@@ -50,7 +50,7 @@ func DecideAccess(a Access, s Settings) Decision {
 		if a.Operation == operationDelete && a.Pod.Finished() {
 			reason = ForeignCleanup
 		}
-		return deny(reason, &a.Pod, foreignMessage(reason, a, s), discreetForeign(reason, a, s))
+		return deny(reason, &a.Pod, foreignMessage(reason, a, s), discreetForeign(reason, s))
 	}
 	if a.Operation == operationUpdate {
 		if what := identityChange(a.Pod, a.Updated, key); what != "" {

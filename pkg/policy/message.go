@@ -110,12 +110,12 @@ func discreetDuplicate(reason Reason, n Submission, x taskpod.Pod, s Settings) s
 
 // discreetForeign returns foreignMessage without the environments, or "" if
 // messages are not discreet.
-func discreetForeign(reason Reason, a Access, s Settings) string {
+func discreetForeign(reason Reason, s Settings) string {
 	if !s.Discreet {
 		return ""
 	}
-	// The cure depends on the requester alone.
-	return compose(reason, "this pod belongs to another Airflow environment", foreignCure(Access{Requester: a.Requester}, s))
+	return compose(reason, "this pod belongs to another Airflow environment",
+		"If an Airflow task has found this pod: "+howToDeclare+", then clear the task. If a job cleans up pods, let it select pods of its own environment by the label "+s.EnvironmentLabel)
 }
 
 const askOperators = "Ask the cluster administrators: the log of solepod names the pods that collide"
@@ -166,7 +166,7 @@ func foreignCure(a Access, s Settings) string {
 		own = "let it select pods of its own environments by the label " + s.EnvironmentLabel
 	}
 	switch {
-	case a.Operation == operationDelete && a.Pod.Finished():
+	case a.Operation == operationDelete && a.Pod.Finished() && a.Pod.Declares(s.EnvironmentLabel):
 		return "If a job cleans up pods, " + own
 	case a.Pod.Declares(s.EnvironmentLabel):
 		return "If a job cleans up pods, " + own + ". If an Airflow task has found this pod by its name, use another name in each environment"

@@ -214,7 +214,7 @@ func TestDiscreet(t *testing.T) {
 			DecideAccess(Access{Operation: operationDelete, Pod: pod("x alpha~"), Requester: production, Now: now}, discreet),
 			"solepod: this pod belongs to another Airflow environment. If an Airflow task has found this pod: " +
 				"label the namespace of each Airflow with solepod.io/declare=enabled and restart Airflow, then clear the task. " +
-				"If a job cleans up pods, let it select pods with the label airflow-environment=production [ForeignEnvironment]",
+				"If a job cleans up pods, let it select pods of its own environment by the label airflow-environment [ForeignEnvironment]",
 		},
 		"its own environment": {Decide(submit("n production~", "production"), []Existing{{Pod: pod("x production~")}}, discreet), ""},
 		"no other pod":        {Decide(submit("n alpha!", "production"), nil, discreet), ""},

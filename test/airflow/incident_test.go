@@ -401,17 +401,21 @@ func foreignDelete(w *world, g *solepod.Process) {
 	if pods := w.pods(); len(pods) != 1 || pods[0].Name != pod.Name {
 		w.Errorf("alpha's pod is gone: %d pods", len(pods))
 	}
-	w.until("an event tells", func() bool {
-		events, err := solepod.Events(w.Context(), plane.Admin, &pod, "ForeignEnvironment")
-		return err == nil && len(events) == 1
+	w.until("an event tells", func() bool { // which depends on the first request of the operator
+		for _, reason := range []string{"ForeignEnvironment", "ForeignCleanup"} {
+			if events, err := solepod.Events(w.Context(), plane.Admin, &pod, reason); err == nil && len(events) == 1 {
+				return true
+			}
+		}
+		return false
 	})
 	metrics, err := g.Metrics(w.Context())
-	counted := regexp.MustCompile(`(?m)^solepod_foreign_access_total\{from="production",operation="\w+",to="alpha",verdict="denied"\} [1-9]`)
+	counted := regexp.MustCompile(`(?m)^solepod_decisions_total\{.*reason="Foreign(Environment|Cleanup)".*\} [1-9]`)
 	if err != nil || !counted.Match(metrics) {
 		w.Errorf("not counted: %v\n%s", err, metrics)
 	}
 	log, err := os.ReadFile(g.Log)
-	if err != nil || !strings.Contains(string(log), "reason=ForeignEnvironment") || !strings.Contains(string(log), w.user("production")) {
+	if err != nil || !strings.Contains(string(log), "reason=Foreign") || !strings.Contains(string(log), w.user("production")) {
 		w.Errorf("solepod's log does not tell: %v", err)
 	}
 }

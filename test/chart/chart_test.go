@@ -67,7 +67,7 @@ func TestRender(t *testing.T) {
 		"egress to the API server only":       {values: []string{"networkPolicy.egressPorts={6443}"}, has: []string{"- Egress", "- port: 6443"}},
 		"foreignAccess is Off":                {values: []string{"config.foreignAccess=Off"}, has: []string{"guard.solepod.io", "stamp.solepod.io"}, lacks: []string{"access.solepod.io", "connect.solepod.io", "path: /access"}},
 		"foreignAccess is off as YAML has it": {values: []string{"config.foreignAccess=false"}, has: []string{"guard.solepod.io"}, lacks: []string{"access.solepod.io", "connect.solepod.io"}},
-		"injection is Off":                    {values: []string{"config.injection=Off"}, has: []string{"declare.solepod.io", "access.solepod.io", "connect.solepod.io"}, lacks: []string{"stamp.solepod.io"}},
+		"injection is Off":                    {values: []string{"config.injection=Off"}, has: []string{"declare.solepod.io", "access.solepod.io", "connect.solepod.io"}, lacks: []string{"stamp.solepod.io", "owner.solepod.io", "path: /stamp"}},
 		"injection is Require":                {values: []string{"config.injection=Require", "config.foreignAccess=Audit"}, has: []string{"stamp.solepod.io", "access.solepod.io", "connect.solepod.io"}},
 		"a tenth of the memory is left":       {has: []string{"--memory-limit=$(MEMORY_LIMIT)", "resource: limits.memory"}, lacks: []string{"GOMEMLIMIT", "--metrics-authorization", "tokenreviews"}},
 		"metrics for those who may read them": {

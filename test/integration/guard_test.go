@@ -509,7 +509,7 @@ func TestWhatTheHooksAreSpared(t *testing.T) {
 		{"a declared task pod", func() error { return alpha.Create(t.Context(), w.pod("b run_id=b alpha!")) }, false, true},
 		{"a worker", func() error { return alpha.Create(t.Context(), w.pod("c run_id=c airflow-worker=1")) }, false, false},
 		{"no operator's pod", func() error { return alpha.Create(t.Context(), w.pod("d kubernetes_pod_operator-")) }, false, false},
-		{"a Job's pod", func() error { return w.admin.Create(t.Context(), ownedPod, client.DryRunAll) }, false, false},
+		{"a pod with a controller reference", func() error { return w.admin.Create(t.Context(), ownedPod, client.DryRunAll) }, true, false},
 		{"kube-system", func() error { return w.admin.Create(t.Context(), systemPod) }, false, false},
 		{"an update of a task pod", func() error { return alpha.Patch(t.Context(), own, marked) }, false, false},
 		{"its status", func() error {
