@@ -379,7 +379,8 @@ func (c container) home() (home string, set bool) {
 		}
 	}
 	switch image := imageOf(c.Image); {
-	case image == "airflow" && strings.Contains(c.Image, "bitnami"):
+	// Up to chart 20, Bitnami has an image for each component.
+	case strings.Contains(c.Image, "bitnami") && (image == "airflow" || image == "airflow-scheduler" || image == "airflow-worker"):
 		return "/opt/bitnami/airflow", false
 	case image == "airflow":
 		return "/opt/airflow", false

@@ -102,6 +102,8 @@ func TestPlan(t *testing.T) {
 		"other programs of the project":   {spec: "containers: [{name: a, image: 'apache/airflow:airflow-pgbouncer-2024.01.19-1.21.0'}, {name: b, image: 'apache/airflow:airflow-pgbouncer-exporter-2024.06.18-0.17.0'}, {name: c, image: 'apache/airflow:airflow-statsd-exporter-2021.04.28-v0.17.0'}, {name: d, image: 'bitnami/airflow-exporter:0.20220314.0'}]"},
 		"an own image of an exporter":     {spec: "containers: [{name: x, image: 'example.com/airflow-exporter', args: [airflow, scheduler], env: [{name: AIRFLOW_HOME, value: /srv}]}]", mounts: "0=/srv/plugins" + inHome},
 		"two components in a pod":         {spec: "containers: [{name: x, image: airflow}, {name: second, image: postgres}, {name: z, image: airflow, args: [scheduler]}]", mounts: "0=/opt/airflow/plugins" + inHome + " 2=/opt/airflow/plugins" + inHome},
+		"Bitnami's own images":            {spec: "containers: [{name: x, image: 'docker.io/bitnami/airflow-scheduler:2.7.1'}, {name: second, image: 'bitnamilegacy/airflow-worker'}]", mounts: "0=/opt/bitnami/airflow/plugins" + inHome + " 1=/opt/bitnami/airflow/plugins" + inHome},
+		"a mirror of these":               {spec: "containers: [{name: x, image: 'example.com/airflow-worker'}]", problem: "container x: the plugins folder is not known"},
 		"a home of its own":               {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}]"), mounts: "0=/srv/af/plugins" + inHome},
 		"a plugins folder of its own":     {spec: one("env: [{name: AIRFLOW_HOME, value: /srv/af}, {name: AIRFLOW__CORE__PLUGINS_FOLDER, value: /srv/plugins/}]"), mounts: "0=/srv/plugins" + inHome},
 		"the last of two values":          {spec: one("env: [{name: AIRFLOW_HOME, value: /a}, {name: AIRFLOW_HOME, value: /b}]"), mounts: "0=/b/plugins" + inHome},
