@@ -74,7 +74,7 @@ func (i *Installation) declared(ctx context.Context, object *corev1.Pod, setting
 	if err != nil {
 		return "", where + ": " + err.Error(), nil //nolint:nilerr // a problem of the pod, not of the check
 	}
-	if _, task := object.Labels[taskpod.LabelOperator]; task || object.Labels[taskpod.LabelDeclare] == declare.Disabled || !pod.RunsAirflow() {
+	if object.Labels[taskpod.LabelOperator] == taskpod.True || object.Labels[taskpod.LabelDeclare] == declare.Disabled || !pod.RunsAirflow() {
 		return "", "", nil
 	}
 	own, err := i.identify(ctx, settings, serviceaccount.MakeUsername(object.Namespace, cmp.Or(object.Spec.ServiceAccountName, "default")))

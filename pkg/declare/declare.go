@@ -245,19 +245,29 @@ func (c container) hasFile() bool {
 // community's chart has none of them, and Bitnami's has no command.
 func (c container) runsAirflow() bool {
 	words := strings.FieldsFunc(strings.Join(slices.Concat(c.Command, c.Args), " "), func(r rune) bool { return strings.ContainsRune(" \t\n;&|()\"'\\", r) })
-	for _, word := range words {
-		switch path.Base(word) {
-		case "clean-logs", "clean-airflow-logs", "kerberos", "git-sync":
+	// The first word that names a program decides. Later ones may be the names of
+	// DAGs, tasks and queues.
+	for i, word := range words {
+		switch base := path.Base(word); {
+		case strings.HasPrefix(word, "airflow.sdk."):
+			return true
+		case word == "airflow", base == "airflow" && path.Base(path.Dir(word)) == "bin":
+			return !sidecar(words[i+1:])
+		case (i == 0 || path.Base(words[i-1]) == "entrypoint") && sidecar(words[i:]): // the image's entry point adds "airflow"
+			return false
+		case base == "clean-logs", base == "clean-airflow-logs", base == "git-sync":
 			return false
 		}
 	}
 	if imageOf(c.Image) == "git-sync" {
 		return false
 	}
-	for _, word := range words {
-		if path.Base(word) == "airflow" || strings.HasPrefix(word, "airflow.sdk.") {
-			return true
-		}
+	// The community's chart and Bitnami's run a script of their own in Airflow's image.
+	if c.Name == "log-cleanup" || strings.HasPrefix(c.Name, "sync-dags") || c.Name == "sync-plugins" {
+		return false
+	}
+	if slices.ContainsFunc(words, func(word string) bool { return path.Base(word) == "airflow" }) {
+		return true
 	}
 	for _, v := range c.Env {
 		if v.Name == envHome || strings.HasPrefix(v.Name, "AIRFLOW__") {
@@ -269,8 +279,21 @@ func (c container) runsAirflow() bool {
 			return true
 		}
 	}
+	// The official chart's PgBouncer is apache/airflow:airflow-pgbouncer-2024.01.19-1.21.0.
+	if reference := path.Base(c.Image); strings.Contains(reference, "pgbouncer") || strings.Contains(reference, "exporter") {
+		return false
+	}
 	image := imageOf(c.Image)
 	return image == "airflow" || image == "ap-airflow" || image == "astro-runtime" || strings.HasPrefix(image, "airflow-")
+}
+
+// sidecar reports whether a subcommand of Airflow runs no task and no component: the
+// renewal of Kerberos tickets, and Flower.
+func sidecar(command []string) bool {
+	if len(command) > 0 && command[0] == "celery" {
+		command = command[1:]
+	}
+	return len(command) > 0 && (command[0] == "kerberos" || command[0] == "flower")
 }
 
 const (
@@ -356,7 +379,8 @@ func (c container) home() (home string, set bool) {
 		}
 	}
 	switch image := imageOf(c.Image); {
-	case image == "airflow" && strings.Contains(c.Image, "bitnami"):
+	// Up to chart 20, Bitnami has an image for each component.
+	case strings.Contains(c.Image, "bitnami") && (image == "airflow" || image == "airflow-scheduler" || image == "airflow-worker"):
 		return "/opt/bitnami/airflow", false
 	case image == "airflow":
 		return "/opt/airflow", false

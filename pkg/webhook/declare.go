@@ -63,7 +63,8 @@ func (d *declarer) handle(ctx context.Context, req admission.Request) (patches [
 	if err != nil {
 		return nil, declareSkipped, fmt.Sprintf("pod %s: %v", podName(req), err)
 	}
-	if _, task := pod.Metadata.Labels[taskpod.LabelOperator]; task || pod.Metadata.Labels[taskpod.LabelDeclare] == declare.Disabled {
+	// Astronomer's chart gives the workers of the KubernetesExecutor the value False.
+	if pod.Metadata.Labels[taskpod.LabelOperator] == taskpod.True || pod.Metadata.Labels[taskpod.LabelDeclare] == declare.Disabled {
 		return nil, declareNone, ""
 	}
 	if !pod.RunsAirflow() {

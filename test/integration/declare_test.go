@@ -85,13 +85,14 @@ func TestDeclare(t *testing.T) {
 		"a home": {scheduler("declare-alpha", "home", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "AIRFLOW_HOME", Value: "/srv"}}
 		}), "scheduler /srv/plugins/solepod_declare.py", "alpha"},
-		"opted out":         {scheduler("declare-alpha", "out", func(p *corev1.Pod) { p.Labels["solepod.io/declare"] = "disabled" }), "", ""},
-		"not opted in":      {scheduler("declare-off", "plain", nil), "", ""},
-		"no environment":    {scheduler("declare-nobody", "plain", nil), "", ""},
-		"a plugins volume":  {scheduler("declare-alpha", "volume", mountOn("/opt/airflow/plugins")), "scheduler /opt/airflow/config/solepod_declare.py", "alpha"},
-		"a home volume":     {scheduler("declare-alpha", "volumes", mountOn("/opt/airflow")), "", ""},
-		"no Airflow":        {scheduler("declare-alpha", "redis", func(p *corev1.Pod) { p.Spec.Containers = []corev1.Container{{Name: "redis", Image: "redis"}} }), "", ""},
-		"labelled as a pod": {fixture.Pod("declare-alpha", "task alpha?"), "", ""},
+		"Astronomer's worker": {scheduler("declare-alpha", "astronomer", func(p *corev1.Pod) { p.Labels["kubernetes_pod_operator"] = "False" }), at, "alpha"},
+		"opted out":           {scheduler("declare-alpha", "out", func(p *corev1.Pod) { p.Labels["solepod.io/declare"] = "disabled" }), "", ""},
+		"not opted in":        {scheduler("declare-off", "plain", nil), "", ""},
+		"no environment":      {scheduler("declare-nobody", "plain", nil), "", ""},
+		"a plugins volume":    {scheduler("declare-alpha", "volume", mountOn("/opt/airflow/plugins")), "scheduler /opt/airflow/config/solepod_declare.py", "alpha"},
+		"a home volume":       {scheduler("declare-alpha", "volumes", mountOn("/opt/airflow")), "", ""},
+		"no Airflow":          {scheduler("declare-alpha", "redis", func(p *corev1.Pod) { p.Spec.Containers = []corev1.Container{{Name: "redis", Image: "redis"}} }), "", ""},
+		"labelled as a pod":   {fixture.Pod("declare-alpha", "task alpha?"), "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := plane.Admin.Create(t.Context(), tc.pod); err != nil {
